@@ -1,0 +1,300 @@
+import type { AgentState, FailureReason, KeyRole, SleepReason } from '../store/types.ts'
+
+/** Who is calling: every service function that touches an organisation's objects takes one. */
+export interface Principal {
+  orgId: string
+  keyId: string
+  /** `full`, or `deploy:<computer id>` */
+  scope: string
+  role: KeyRole
+}
+
+export interface PortMapping {
+  host_port: number
+  container_port: number
+}
+
+export type ComputerStatus = 'ready' | 'building' | 'active' | 'failed'
+
+/** Orb Cloud contract §3. */
+export interface ComputerView {
+  id: string
+  computer_id: string
+  short_id: string
+  org_id: string
+  name: string
+  runtime_mb: number
+  disk_mb: number
+  status: ComputerStatus
+  agent_count: number
+  agent_state: AgentState | null
+  port_mappings: PortMapping[]
+  url: string
+  subdomain: string
+  user_id: string | null
+  swarm_id: string | null
+  replica_index: number | null
+  created_at: string
+  updated_at: string
+}
+
+export interface CreateComputerInput {
+  name: string
+  runtime_mb: number
+  disk_mb: number
+  user_id: string | null
+}
+
+/** Orb Cloud contract §5. */
+export interface ConfigSummary {
+  agent: { name: string; lang: string; entry: string }
+  backend: { provider: string }
+  llm: { base_url: string | null }
+  ports: { expose: number[] }
+}
+
+export interface ConfigUploadView {
+  computer_id: string
+  config_summary: ConfigSummary
+  source: string
+  warnings: string[]
+}
+
+export interface ConfigView {
+  computer_id: string
+  config: Record<string, unknown>
+  toml: string | null
+  config_summary: ConfigSummary
+  source: 'uploaded' | 'inline' | 'swarm'
+  updated_at: string
+}
+
+/** Orb Cloud contract §6. */
+export interface BuildStepView {
+  step: string
+  exit_code: number
+  stdout: string
+  stderr: string
+  duration_ms: number
+  timed_out: boolean
+}
+
+export interface BuildView {
+  computer_id: string
+  build_id: string
+  cloned: boolean
+  commit: string | null
+  code_version: string | null
+  steps: BuildStepView[]
+  success: boolean
+  error: string | null
+  message: string | null
+  redeployed: boolean
+}
+
+export interface BuildRecordView extends BuildView {
+  status: 'queued' | 'running' | 'success' | 'failure'
+  started_at: string | null
+  finished_at: string | null
+}
+
+export interface BuildInput {
+  org_secrets?: Record<string, string>
+  git_token?: string
+  redeploy?: boolean
+}
+
+/** Orb Cloud contract §7. */
+export interface DeployInput {
+  org_secrets?: Record<string, string>
+  orb_config?: Record<string, unknown>
+  replace: boolean
+}
+
+export interface DeployedAgent {
+  pid: number | null
+  port: number
+  state: AgentState
+  sandboxed: boolean
+  code_version: string | null
+}
+
+export interface DeployView {
+  computer_id: string
+  deployed: number
+  agents: DeployedAgent[]
+  port: number
+  pid: number | null
+  state: AgentState
+  url: string
+  warnings: string[]
+}
+
+export interface AgentView extends DeployedAgent {
+  computer_id: string
+  name: string
+  started_at: string | null
+  exit_code: number | null
+  stderr_tail: string | null
+  failure_reason: FailureReason | null
+  sleep_reason: SleepReason | null
+}
+
+export interface DemoteView {
+  computer_id: string
+  status: 'demoted'
+  port: number
+  state: AgentState
+  checkpoint_dir: string
+  kind: 'full' | 'incremental'
+  size_bytes: number
+  duration_ms: number
+}
+
+export interface PromoteView {
+  computer_id: string
+  status: 'promoted' | 'running'
+  port: number
+  pid: number | null
+  state: AgentState
+  /** Time of the restore, or null when none was needed. */
+  restore_ms: number | null
+}
+
+export interface RestartView {
+  computer_id: string
+  restarted: true
+  killed_agents: number
+}
+
+/** Orb Cloud contract §8. */
+export interface ExecInput {
+  command: string
+  timeout_secs: number
+}
+
+export interface ExecView {
+  stdout: string
+  stderr: string
+  exit_code: number
+  timed_out: boolean
+  truncated: boolean
+  duration_ms: number
+}
+
+/** Orb Cloud contract §9. */
+export type LogStream = 'stdout' | 'stderr' | 'orb'
+
+export interface LogLine {
+  ts: string
+  stream: LogStream
+  line: string
+}
+
+export interface LogQuery {
+  /** 0 to 10,000 */
+  tail: number
+  stream: LogStream | 'all'
+}
+
+export interface LogsView {
+  computer_id: string
+  lines: LogLine[]
+  truncated: boolean
+}
+
+/** Orb Cloud contract §14.1. */
+export interface FileEntry {
+  name: string
+  type: 'file' | 'directory' | 'symlink' | 'other'
+  size: number
+  mode: string
+  mtime: string
+}
+
+export interface DirectoryView {
+  path: string
+  files: FileEntry[]
+  truncated?: true
+}
+
+export interface OpenFile {
+  size: number
+  /** The bytes from `start` to `end` (exclusive); closes the file at its end or when cancelled. */
+  stream(start: number, end: number): ReadableStream<Uint8Array>
+  /** For a caller that does not take the stream (HEAD, bad range). */
+  close(): void
+}
+
+/** What `api/` calls. Every function throws OrbError and nothing else that a client may see. */
+export interface Services {
+  accounts: {
+    register(email: string): Promise<{ tenant_id: string; org_id: string; api_key: string; key_id: string; email: string }>
+    login(apiKey: string): Promise<{ token: string; expires_in: number }>
+    /** A key or a JWT. Throws `unauthorized`. */
+    authenticate(credential: string): Promise<Principal>
+    createKey(
+      who: Principal,
+      name: string,
+    ): Promise<{ key_id: string; api_key: string; name: string; prefix: string; created_at: string }>
+    listKeys(who: Principal): {
+      keys: {
+        key_id: string
+        name: string
+        prefix: string
+        scope: string
+        created_at: string
+        last_used_at: string | null
+      }[]
+      total: number
+    }
+    revokeKey(who: Principal, keyId: string): { key_id: string; revoked: true }
+  }
+  computers: {
+    create(who: Principal, input: CreateComputerInput): Promise<ComputerView>
+    list(who: Principal): { computers: ComputerView[]; total: number }
+    get(who: Principal, id: string): ComputerView
+    remove(who: Principal, id: string): Promise<{ id: string; computer_id: string; deleted: true }>
+  }
+  configs: {
+    /** `kind` says how `raw` is to be read. */
+    upload(who: Principal, id: string, raw: Uint8Array, kind: 'toml' | 'json'): ConfigUploadView
+    get(who: Principal, id: string): ConfigView
+  }
+  builds: {
+    run(who: Principal, id: string, input: BuildInput): Promise<BuildView>
+    list(who: Principal, id: string): { builds: BuildRecordView[] }
+    get(who: Principal, id: string, buildId: string): BuildRecordView
+  }
+  agents: {
+    deploy(who: Principal, id: string, input: DeployInput): Promise<DeployView>
+    list(who: Principal, id: string): Promise<{ agents: AgentView[]; total: number }>
+    /** `port` undefined: the one agent. */
+    demote(who: Principal, id: string, port?: number): Promise<DemoteView>
+    promote(who: Principal, id: string, port?: number): Promise<PromoteView>
+    restart(who: Principal, id: string): Promise<RestartView>
+  }
+  exec: {
+    run(who: Principal, id: string, input: ExecInput): Promise<ExecView>
+  }
+  logs: {
+    read(who: Principal, id: string, query: LogQuery): Promise<LogsView>
+    /** The last `tail` lines, then each new line until `signal` aborts or the computer is deleted. */
+    follow(who: Principal, id: string, query: LogQuery, signal: AbortSignal): AsyncIterable<LogLine>
+  }
+  files: {
+    /** `path` is decoded, without its first slash; '' is the root. */
+    read(who: Principal, id: string, path: string): Promise<DirectoryView | OpenFile>
+    write(
+      who: Principal,
+      id: string,
+      path: string,
+      body: ReadableStream<Uint8Array> | null,
+      contentLength: number | null,
+    ): Promise<{ path: string; size: number }>
+  }
+  system: {
+    health(): { httpStatus: 200 | 503; body: Record<string, unknown> }
+    metrics(): string
+  }
+}

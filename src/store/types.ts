@@ -1,0 +1,113 @@
+export type KeyRole = 'viewer' | 'operator' | 'admin'
+
+/** What the API shows of an agent (Orb Cloud contract §7.3). */
+export type AgentState = 'running' | 'frozen' | 'checkpointed' | 'failed'
+
+/**
+ * What the database holds: a state, or a transition that was begun. A transition is written before the kernel is touched
+ * and replaced by its outcome afterwards, so a crash in between is seen at the next start.
+ */
+export type AgentPhase = AgentState | 'starting' | 'checkpointing' | 'restoring' | 'stopping'
+
+export type FailureReason = 'exit' | 'oom' | 'restore_failed'
+export type SleepReason = 'llm' | 'idle' | 'manual'
+
+export interface OrgRow {
+  id: string
+  email: string
+  createdAt: number
+}
+
+export interface KeyRow {
+  id: string
+  orgId: string
+  name: string
+  /** First 12 characters of the key. */
+  prefix: string
+  /** SHA-256 of the key, 32 bytes. */
+  hash: Uint8Array
+  scope: string
+  role: KeyRole
+  createdAt: number
+  lastUsedAt: number | null
+}
+
+/** All times in the store are milliseconds since the epoch, UTC. */
+export interface ComputerRow {
+  id: string
+  shortId: string
+  orgId: string
+  name: string
+  runtimeMb: number
+  diskMb: number
+  userId: string | null
+  swarmId: string | null
+  replicaIndex: number | null
+  /** Index of its address in the subnet; unique among computers that exist. */
+  slot: number
+  /** Name of the base image directory that its root stands on. */
+  base: string
+  createdAt: number
+  updatedAt: number
+}
+
+export interface PortRow {
+  computerId: string
+  containerPort: number
+  hostPort: number
+}
+
+export type ConfigSource = 'uploaded' | 'inline' | 'swarm'
+
+export interface ConfigRow {
+  computerId: string
+  /** `stored`: what the next deploy takes. `deployed`: what the agent that runs was started with. */
+  kind: 'stored' | 'deployed'
+  /** The validated configuration as JSON. */
+  json: string
+  toml: string | null
+  source: ConfigSource
+  updatedAt: number
+}
+
+export interface SecretRow {
+  computerId: string
+  name: string
+  /** Nonce, ciphertext and tag as `services/vault.ts` writes them. */
+  sealed: Uint8Array
+}
+
+export interface BuildRow {
+  id: string
+  computerId: string
+  status: 'queued' | 'running' | 'success' | 'failure'
+  /** JSON of the BuildView, complete once finished. */
+  result: string
+  /** Fingerprint of the [source] and [build] that it was made from. */
+  fingerprint: string
+  createdAt: number
+  startedAt: number | null
+  finishedAt: number | null
+}
+
+export interface AgentRow {
+  computerId: string
+  phase: AgentPhase
+  /** Rises by one with each transition; whoever finishes a transition must still hold its number. */
+  generation: number
+  /** Host pid of the agent's program as last seen, or null without a process. */
+  pid: number | null
+  /** Name of the checkpoint directory that holds its image, or null. */
+  image: string | null
+  imageBytes: number | null
+  startedAt: number | null
+  exitCode: number | null
+  stderrTail: string | null
+  failureReason: FailureReason | null
+  failureMessage: string | null
+  sleepReason: SleepReason | null
+  codeVersion: string | null
+  /** True while an LLM call of the agent is outstanding: after a crash of orb its connection is dead. */
+  llmOutstanding: boolean
+  lastWakeMs: number | null
+}
