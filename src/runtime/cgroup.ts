@@ -1,0 +1,249 @@
+import { existsSync, type FSWatcher, mkdirSync, readdirSync, readFileSync, rmdirSync, statSync, watch, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { errnoCode } from './libc.ts'
+
+/** Parts of a computer: its pid 1, its agent's tree, and everything beside the agent, one cgroup a command. */
+export type Leaf = 'init' | 'agent' | `exec-${string}`
+
+export interface Limits {
+  /** Guaranteed: reclaimed last. */
+  softBytes: number
+  /** Beyond this the kernel kills. */
+  hardBytes: number
+  /** Processes and threads. */
+  pids: number
+  /** Microseconds of CPU time in each 100 ms, all cores together. */
+  cpuQuotaUs: number
+}
+
+const CPU_PERIOD_US = 100_000
+/** The directory above all computers, in each hierarchy. systemd leaves alone what it did not make. */
+const PARENT = 'orb'
+const CONTROLLERS = ['memory', 'pids', 'cpu'] as const
+type Controller = (typeof CONTROLLERS)[number]
+
+/**
+ * The cgroups of computers. Processes are frozen, killed and watched through the v2 hierarchy, which is there on every
+ * supported host; each controller is taken from v2 where v2 has it and from its v1 hierarchy otherwise (hybrid hosts).
+ */
+export class Cgroups {
+  private readonly v1 = new Map<Controller, string>()
+  private readonly v2Controllers: Controller[]
+
+  /** @param root the v2 mount, @param v1Root where v1 hierarchies are mounted */
+  constructor(
+    private readonly root: string,
+    v1Root: string,
+  ) {
+    const available = readFileSync(join(root, 'cgroup.controllers'), 'utf8').trim().split(' ')
+    this.v2Controllers = CONTROLLERS.filter((name) => available.includes(name))
+    for (const name of CONTROLLERS) {
+      const mount = join(v1Root, name)
+      if (this.v2Controllers.includes(name)) continue
+      if (!existsSync(join(mount, 'cgroup.procs'))) throw new Error(`no cgroup hierarchy has the ${name} controller`)
+      this.v1.set(name, mount)
+    }
+  }
+
+  /** The hierarchies of this host. @throws Error when cgroup v2 is not mounted at all, or a controller is missing */
+  static detect(): Cgroups {
+    const root = ['/sys/fs/cgroup', '/sys/fs/cgroup/unified'].find((dir) => existsSync(join(dir, 'cgroup.controllers')))
+    if (!root) throw new Error('cgroup v2 is not mounted at /sys/fs/cgroup or /sys/fs/cgroup/unified')
+    return new Cgroups(root, '/sys/fs/cgroup')
+  }
+
+  /** `v2`, or the controllers that are still on v1. */
+  get kind(): string {
+    return this.v1.size === 0 ? 'v2' : `hybrid (v1: ${[...this.v1.keys()].join(', ')})`
+  }
+
+  /** Makes the cgroups of a computer with their limits, or sets the limits anew. */
+  create(name: string, limits: Limits): void {
+    if (this.v2Controllers.length > 0) {
+      const enable = this.v2Controllers.map((controller) => `+${controller}`).join(' ')
+      for (const dir of [this.root, join(this.root, PARENT), this.v2(name)]) {
+        mkdirSync(dir, { recursive: true })
+        writeFileSync(join(dir, 'cgroup.subtree_control'), enable)
+      }
+    }
+    mkdirSync(this.v2(name, 'init'), { recursive: true })
+    mkdirSync(this.v2(name, 'agent'), { recursive: true })
+    for (const controller of this.v1.keys()) {
+      for (const leaf of ['agent', 'rest']) mkdirSync(join(this.v1Dir(controller, name), leaf), { recursive: true })
+    }
+    this.limit(name, limits)
+  }
+
+  private limit(name: string, limits: Limits): void {
+    if (this.v1.has('memory')) {
+      const dir = this.v1Dir('memory', name)
+      // The limit of memory and swap together must never be below that of memory, whichever of them grows.
+      const total = join(dir, 'memory.memsw.limit_in_bytes')
+      if (existsSync(total)) writeFileSync(total, '-1')
+      writeFileSync(join(dir, 'memory.limit_in_bytes'), String(limits.hardBytes))
+      if (existsSync(total)) writeFileSync(total, String(limits.hardBytes))
+      writeFileSync(join(dir, 'memory.soft_limit_in_bytes'), String(limits.softBytes))
+    } else {
+      writeFileSync(join(this.v2(name), 'memory.low'), String(limits.softBytes))
+      writeFileSync(join(this.v2(name), 'memory.max'), String(limits.hardBytes))
+      const swap = join(this.v2(name), 'memory.swap.max')
+      if (existsSync(swap)) writeFileSync(swap, '0')
+      // An agent that lost one process to the OOM killer is no agent any more.
+      writeFileSync(join(this.v2(name, 'agent'), 'memory.oom.group'), '1')
+    }
+    writeFileSync(join(this.dirOf('pids', name), 'pids.max'), String(limits.pids))
+    const cpu = this.dirOf('cpu', name)
+    if (this.v1.has('cpu')) {
+      writeFileSync(join(cpu, 'cpu.cfs_period_us'), String(CPU_PERIOD_US))
+      writeFileSync(join(cpu, 'cpu.cfs_quota_us'), String(limits.cpuQuotaUs))
+    } else {
+      writeFileSync(join(cpu, 'cpu.max'), `${limits.cpuQuotaUs} ${CPU_PERIOD_US}`)
+    }
+  }
+
+  /** The cgroup.procs files that a process of `leaf` is written to. Makes the leaf of a command. */
+  joinFiles(name: string, leaf: Leaf): string[] {
+    mkdirSync(this.v2(name, leaf), { recursive: true })
+    const v1Leaf = leaf === 'agent' ? 'agent' : 'rest'
+    const v1 = [...this.v1.keys()].map((controller) => join(this.v1Dir(controller, name), v1Leaf))
+    return [this.v2(name, leaf), ...v1].map((dir) => join(dir, 'cgroup.procs'))
+  }
+
+  /** Host pids. */
+  processes(name: string, leaf: Leaf): number[] {
+    const text = readIfThere(join(this.v2(name, leaf), 'cgroup.procs'))
+    return text.split('\n').filter(Boolean).map(Number)
+  }
+
+  isPopulated(name: string, leaf: Leaf): boolean {
+    return readIfThere(join(this.v2(name, leaf), 'cgroup.events')).includes('populated 1')
+  }
+
+  isFrozen(name: string): boolean {
+    return readIfThere(join(this.v2(name, 'agent'), 'cgroup.events')).includes('frozen 1')
+  }
+
+  /** Asks the kernel to stop (or continue) the agent's tree; done when `isFrozen` says so, within a few ms. */
+  setFrozen(name: string, frozen: boolean): void {
+    writeFileSync(join(this.v2(name, 'agent'), 'cgroup.freeze'), frozen ? '1' : '0')
+  }
+
+  /** Kills everything in the leaf at once, what it forks meanwhile included; a leaf that is gone is no error. */
+  kill(name: string, leaf: Leaf): void {
+    try {
+      writeFileSync(join(this.v2(name, leaf), 'cgroup.kill'), '1')
+    } catch (thrown) {
+      if (errnoCode(thrown) !== 'ENOENT') throw thrown
+    }
+  }
+
+  /** Calls back at each change of the agent's `populated` and `frozen`. */
+  watch(name: string, changed: () => void): FSWatcher {
+    return watch(join(this.v2(name, 'agent'), 'cgroup.events'), changed)
+  }
+
+  /** Directory that `criu --freeze-cgroup` takes. */
+  freezerDir(name: string): string {
+    return this.v2(name, 'agent')
+  }
+
+  /** The number by which sock_diag names the agent's cgroup: the inode of its v2 directory. */
+  agentId(name: string): bigint {
+    return statSync(this.v2(name, 'agent'), { bigint: true }).ino
+  }
+
+  /** Bytes charged to the agent's tree, page cache included. */
+  agentMemory(name: string): number {
+    const file = this.v1.has('memory') ? 'memory.usage_in_bytes' : 'memory.current'
+    return Number(readIfThere(join(this.dirOf('memory', name), 'agent', file)) || 0)
+  }
+
+  /** CPU time of the agent's tree so far, in microseconds; v2 keeps this without a controller. */
+  agentCpuUs(name: string): number {
+    return Number(/^usage_usec (\d+)$/m.exec(readIfThere(join(this.v2(name, 'agent'), 'cpu.stat')))?.[1] ?? 0)
+  }
+
+  /** Gives the page cache that the agent's tree left behind back to the host. Without a tree there is nothing to wait for. */
+  dropAgentCache(name: string): void {
+    const dir = join(this.dirOf('memory', name), 'agent')
+    try {
+      if (this.v1.has('memory')) writeFileSync(join(dir, 'memory.force_empty'), '0')
+      else writeFileSync(join(dir, 'memory.reclaim'), String(this.agentMemory(name)))
+    } catch (thrown) {
+      // EAGAIN and EBUSY: some pages could not be taken, which costs memory and nothing else. ENOENT: kernel before 5.19.
+      if (!['EAGAIN', 'EBUSY', 'ENOENT'].includes(errnoCode(thrown) ?? '')) throw thrown
+    }
+  }
+
+  /** How often the OOM killer struck in this computer. */
+  oomKills(name: string): number {
+    const dir = this.dirOf('memory', name)
+    const file = this.v1.has('memory') ? join(dir, 'agent', 'memory.oom_control') : join(dir, 'agent', 'memory.events')
+    return Number(/^oom_kill (\d+)$/m.exec(readIfThere(file))?.[1] ?? 0)
+  }
+
+  /** Leaves of commands that still have processes, or had. */
+  commands(name: string): Leaf[] {
+    return children(this.v2(name)).filter((child): child is Leaf => child.startsWith('exec-'))
+  }
+
+  /** Names of all computers that have cgroups, for the janitor. */
+  names(): string[] {
+    const dirs = [this.root, ...this.v1.values()].flatMap((root) => children(join(root, PARENT)))
+    return [...new Set(dirs)].filter((name) => name.startsWith('orb-'))
+  }
+
+  /** Removes an empty leaf; one that still has processes stays. */
+  removeLeaf(name: string, leaf: Leaf): boolean {
+    return removeDir(this.v2(name, leaf))
+  }
+
+  /** Removes the cgroups of a computer whose processes are gone. Returns false while something is left. */
+  remove(name: string): boolean {
+    const dirs = [...this.v1.keys()].flatMap((controller) => {
+      const dir = this.v1Dir(controller, name)
+      return [join(dir, 'agent'), join(dir, 'rest'), dir]
+    })
+    const v2 = [...children(this.v2(name)).map((leaf) => join(this.v2(name), leaf)), this.v2(name)]
+    const done = [...dirs, ...v2].map(removeDir).every(Boolean)
+    for (const root of [this.root, ...this.v1.values()]) removeDir(join(root, PARENT))
+    return done
+  }
+
+  private v2(name: string, leaf = ''): string {
+    return join(this.root, PARENT, name, leaf)
+  }
+
+  private v1Dir(controller: Controller, name: string): string {
+    return join(this.v1.get(controller) ?? '', PARENT, name)
+  }
+
+  private dirOf(controller: Controller, name: string): string {
+    return this.v1.has(controller) ? this.v1Dir(controller, name) : this.v2(name)
+  }
+}
+
+const children = (dir: string): string[] =>
+  existsSync(dir)
+    ? readdirSync(dir, { withFileTypes: true })
+        .filter((entry) => entry.isDirectory())
+        .map((entry) => entry.name)
+    : []
+
+function readIfThere(file: string): string {
+  try {
+    return readFileSync(file, 'utf8')
+  } catch (thrown) {
+    if (['ENOENT', 'ENODEV'].includes(errnoCode(thrown) ?? '')) return ''
+    throw thrown
+  }
+}
+
+function removeDir(dir: string): boolean {
+  try {
+    rmdirSync(dir)
+    return true
+  } catch (thrown) {
+    return errnoCode(thrown) === 'ENOENT'
+  }
+}

@@ -1,0 +1,91 @@
+import { existsSync } from 'node:fs'
+import { mkdir, open, readFile, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Base } from './base.ts'
+import { run } from './command.ts'
+import type { ComputerPaths } from './paths.ts'
+
+const MB = 1024 * 1024
+/** Smaller file systems get a journal of this size; mkfs's own choice would eat a quarter of a 64 MB disk. */
+const SMALL_DISK_MB = 512
+const SMALL_JOURNAL_MB = 4
+
+/**
+ * A computer's disk: a sparse ext4 image of `diskMb`, the hard cap on what it writes. Replaces an unfinished one.
+ * @throws CommandError, or a node:fs error such as ENOSPC
+ */
+export async function makeDisk(paths: ComputerPaths, diskMb: number): Promise<void> {
+  await mkdir(paths.dir, { recursive: true, mode: 0o700 })
+  const temp = `${paths.disk}.part`
+  const file = await open(temp, 'w', 0o600)
+  await file.truncate(diskMb * MB)
+  await file.close()
+  const journal = diskMb < SMALL_DISK_MB ? ['-J', `size=${SMALL_JOURNAL_MB}`] : []
+  // Root inside is the only user that matters: no blocks are kept back for it.
+  await run(['mkfs.ext4', '-q', '-F', '-m', '0', '-E', 'lazy_itable_init=1,lazy_journal_init=1,nodiscard', ...journal, temp])
+  await run(['mv', temp, paths.disk])
+}
+
+/** Layers on a computer's disk: upper and work directory of its root, and of its /usr when that is the server's. */
+const LAYERS = ['root', 'root.work', 'usr', 'usr.work']
+
+/**
+ * index and nfs_export give files on the overlay stable handles: without them criu cannot dump a watched directory,
+ * and most coding agents watch their files.
+ */
+const OVERLAY_OPTIONS = 'index=on,nfs_export=on'
+
+/** Mounts what is not mounted yet: the disk, the root on it, /usr. No device node works on any of them. */
+export async function mountComputer(paths: ComputerPaths, base: Base): Promise<void> {
+  const mounted = await mountPoints()
+  await mkdir(paths.mount, { recursive: true, mode: 0o700 })
+  await mkdir(paths.rootfs, { recursive: true, mode: 0o755 })
+  if (!mounted.has(paths.mount)) {
+    await run(['mount', '-t', 'ext4', '-o', 'loop,nodev,noatime', paths.disk, paths.mount])
+    for (const layer of LAYERS) await mkdir(join(paths.mount, layer), { recursive: true, mode: 0o755 })
+  }
+  if (!mounted.has(paths.rootfs)) await mountOverlay(paths, 'root', base.dir, paths.rootfs)
+  const usr = join(paths.rootfs, 'usr')
+  if (base.hostUsr && !mounted.has(usr)) await mountOverlay(paths, 'usr', '/usr', usr)
+}
+
+function mountOverlay(paths: ComputerPaths, layer: string, lower: string, target: string): Promise<string> {
+  const upper = join(paths.mount, layer)
+  const options = `nodev,${OVERLAY_OPTIONS},lowerdir=${lower},upperdir=${upper},workdir=${upper}.work`
+  return run(['mount', '-t', 'overlay', 'orb', '-o', options, target])
+}
+
+/** Unmounts all of a computer; what is not mounted is no error. The loop device goes with its last mount. */
+export async function unmountComputer(paths: ComputerPaths): Promise<void> {
+  const mounted = await mountPoints()
+  for (const target of [join(paths.rootfs, 'usr'), paths.rootfs, paths.mount]) {
+    if (mounted.has(target)) await run(['umount', target])
+  }
+}
+
+/** Removes a computer's directory; its mounts must be gone. */
+export async function removeDisk(paths: ComputerPaths): Promise<void> {
+  await rm(paths.dir, { recursive: true, force: true, maxRetries: 3 })
+  await rm(paths.checkpoints, { recursive: true, force: true })
+}
+
+/** Every mount point of this process, unescaped. */
+export async function mountPoints(): Promise<Set<string>> {
+  const table = await readFile('/proc/self/mounts', 'utf8')
+  return new Set(table.split('\n').map((line) => unescape(line.split(' ')[1] ?? '')))
+}
+
+/** Spaces, tabs, newlines and backslashes are octal in the table, proc_pid_mountinfo(5). */
+const unescape = (field: string): string =>
+  field.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
+
+/** What makes a fresh root this computer's: host name, resolver, no key of its own yet. Written on the host side. */
+export async function personalise(paths: ComputerPaths, hostname: string, nameserver: string): Promise<void> {
+  const etc = join(paths.mount, 'root', 'etc')
+  if (existsSync(join(etc, 'hostname'))) return
+  await mkdir(etc, { recursive: true, mode: 0o755 })
+  const hosts = `127.0.0.1\tlocalhost\n127.0.1.1\t${hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n`
+  await writeFile(join(etc, 'hosts'), hosts, { mode: 0o644 })
+  await writeFile(join(etc, 'resolv.conf'), `nameserver ${nameserver}\n`, { mode: 0o644 })
+  await writeFile(join(etc, 'hostname'), `${hostname}\n`, { mode: 0o644 })
+}

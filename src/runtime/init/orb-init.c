@@ -1,0 +1,748 @@
+/*
+ * orb-init: the only program of orb that is not TypeScript, because it has to be what a Bun process cannot be: a single
+ * thread that forks between namespaces, and a pid 1 that costs some 100 KB. Static, no dependency.
+ *
+ *   orb-init boot  [options]            a computer's namespaces, its root, and its pid 1
+ *   orb-init agent [options] -- ARGV    an agent in a pid namespace nested in its computer's
+ *   orb-init exec  [options] -- ARGV    a command in a computer, beside the agent
+ *   orb-init criu  [options] -- ARGV    criu, seen from a computer's pid namespace
+ *   orb-init pid1 ARGV                  pid 1 of an agent; run from within the computer
+ *
+ * Options (paths are the host's unless they are said to be the computer's):
+ *   --cgroup FILE    a cgroup.procs file to join, repeatable
+ *   --net FILE       network namespace to enter
+ *   --init PID       host pid of the computer's pid 1, whose namespaces are entered
+ *   --root DIR       root of the computer; --dev DIR: its /dev; --host NAME: its host name (boot)
+ *   --mask PATH      file of the computer's /proc to hide under /dev/null, repeatable
+ *   --shm BYTES      size of the agent's /dev/shm
+ *   --seccomp FILE   BPF program for everything that runs inside
+ *   --pid1 PATH      this program as the computer sees it (agent)
+ *   --cwd DIR        working directory, the computer's
+ *   --env FD         descriptor that holds the environment, NUL separated
+ *   --fd N=FILE      open FILE as descriptor N (criu)
+ *   --kdat FILE      where criu's probe of the kernel is kept between runs (criu)
+ *   --result FILE    gets criu's exit code, also when orb has died meanwhile (criu)
+ *   --tty            standard input is a terminal: make it the controlling one (exec)
+ *
+ * Failures are one line on standard error and exit code 125.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define EXIT_SETUP 125        /* namespaces could not be made or entered */
+#define MAX_LIST 32           /* of --cgroup, --mask and --fd each */
+#define LOG_LINE_BYTES 16384  /* longer lines are split (contract, limits) */
+#define LOG_FILE_BYTES (10L * 1024 * 1024)
+#define PARTIAL_LINE_MS 400   /* an unfinished line becomes readable after this */
+#define OPEN_FILES 1048576    /* RLIMIT_NOFILE inside */
+#define OOM_SPARE "-999"      /* a computer without its pid 1 is gone: the OOM killer takes everything else first */
+#define LOG_DIR "/var/log/orb"
+#define LOG_FILE LOG_DIR "/agent.log"
+#define EXIT_FILE "/.orb/exit"
+
+struct options {
+	const char *cgroup[MAX_LIST], *mask[MAX_LIST], *fd[MAX_LIST];
+	int cgroups, masks, fds;
+	const char *net, *root, *dev, *host, *shm, *seccomp, *pid1, *cwd, *kdat, *result;
+	int init, env, tty;
+	char **argv;
+};
+
+static void die(const char *format, ...)
+{
+	int error = errno;
+	va_list list;
+	va_start(list, format);
+	vdprintf(2, format, list);
+	va_end(list);
+	dprintf(2, ": %s\n", strerror(error));
+	_exit(EXIT_SETUP);
+}
+
+/* ---- options ------------------------------------------------------------------------------------------------------ */
+
+static void push(const char **list, int *length, const char *value)
+{
+	if (*length == MAX_LIST) {
+		errno = E2BIG;
+		die("too many options");
+	}
+	list[(*length)++] = value;
+}
+
+static void parse(struct options *o, char **argv)
+{
+	o->env = -1;
+	for (; *argv; argv++) {
+		char *name = *argv;
+		if (!strcmp(name, "--")) {
+			o->argv = argv + 1;
+			return;
+		}
+		if (!strcmp(name, "--tty")) {
+			o->tty = 1;
+			continue;
+		}
+		char *value = *++argv;
+		if (!value) {
+			errno = EINVAL;
+			die("%s needs a value", name);
+		}
+		if (!strcmp(name, "--cgroup")) push(o->cgroup, &o->cgroups, value);
+		else if (!strcmp(name, "--mask")) push(o->mask, &o->masks, value);
+		else if (!strcmp(name, "--fd")) push(o->fd, &o->fds, value);
+		else if (!strcmp(name, "--net")) o->net = value;
+		else if (!strcmp(name, "--root")) o->root = value;
+		else if (!strcmp(name, "--dev")) o->dev = value;
+		else if (!strcmp(name, "--host")) o->host = value;
+		else if (!strcmp(name, "--shm")) o->shm = value;
+		else if (!strcmp(name, "--seccomp")) o->seccomp = value;
+		else if (!strcmp(name, "--pid1")) o->pid1 = value;
+		else if (!strcmp(name, "--cwd")) o->cwd = value;
+		else if (!strcmp(name, "--kdat")) o->kdat = value;
+		else if (!strcmp(name, "--result")) o->result = value;
+		else if (!strcmp(name, "--init")) o->init = atoi(value);
+		else if (!strcmp(name, "--env")) o->env = atoi(value);
+		else {
+			errno = EINVAL;
+			die("unknown option %s", name);
+		}
+	}
+}
+
+/* ---- files -------------------------------------------------------------------------------------------------------- */
+
+static void write_all(int fd, const char *data, size_t size)
+{
+	while (size) {
+		ssize_t n = write(fd, data, size);
+		if (n < 0 && errno == EINTR) continue;
+		if (n <= 0) return;
+		data += n;
+		size -= n;
+	}
+}
+
+/* The whole of a descriptor, with a NUL behind it. */
+static char *slurp(int fd, size_t *size)
+{
+	size_t room = 65536, used = 0;
+	char *data = malloc(room);
+	for (;;) {
+		ssize_t n = read(fd, data + used, room - used - 1);
+		if (n < 0 && errno == EINTR) continue;
+		if (n < 0) die("read");
+		if (n == 0) break;
+		used += n;
+		if (used + 1 == room) data = realloc(data, room *= 2);
+	}
+	data[used] = 0;
+	*size = used;
+	return data;
+}
+
+static void copy_file(const char *from, const char *to)
+{
+	int in = open(from, O_RDONLY | O_CLOEXEC);
+	if (in < 0) return;
+	size_t size;
+	char *data = slurp(in, &size);
+	close(in);
+	char temp[4096];
+	snprintf(temp, sizeof temp, "%s.%d", to, getpid());
+	int out = open(temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (out < 0) return;
+	write_all(out, data, size);
+	close(out);
+	rename(temp, to);
+	free(data);
+}
+
+/* ---- the way in --------------------------------------------------------------------------------------------------- */
+
+static void join_cgroups(const struct options *o)
+{
+	for (int i = 0; i < o->cgroups; i++) {
+		int fd = open(o->cgroup[i], O_WRONLY | O_CLOEXEC);
+		if (fd < 0 || write(fd, "0", 1) != 1) die("join %s", o->cgroup[i]);
+		close(fd);
+	}
+}
+
+static void close_from(unsigned int first)
+{
+	syscall(SYS_close_range, first, ~0U, 0);
+}
+
+static int open_or_die(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0) die("open %s", path);
+	return fd;
+}
+
+static int namespace_of(int pid, const char *kind)
+{
+	char path[64];
+	snprintf(path, sizeof path, "/proc/%d/ns/%s", pid, kind);
+	return open_or_die(path);
+}
+
+static void enter(int fd, int kind, const char *what)
+{
+	if (setns(fd, kind)) die("enter the %s namespace", what);
+	close(fd);
+}
+
+/* What orb itself was started with must not be seen inside: signals, limits, the OOM killer's favour. */
+static void reset_process(const char *oom_score)
+{
+	struct sigaction normal = {.sa_handler = SIG_DFL};
+	for (int number = 1; number < NSIG; number++) sigaction(number, &normal, NULL);
+	sigset_t none;
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	struct rlimit files = {OPEN_FILES, OPEN_FILES};
+	setrlimit(RLIMIT_NOFILE, &files);
+	struct rlimit core = {0, RLIM_INFINITY};
+	setrlimit(RLIMIT_CORE, &core);
+	umask(022);
+	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		write_all(fd, oom_score, strlen(oom_score));
+		close(fd);
+	}
+}
+
+/* Docker's default fourteen. */
+static const int kept_capabilities[] = {
+	CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP,
+	CAP_NET_BIND_SERVICE, CAP_NET_RAW, CAP_SYS_CHROOT, CAP_MKNOD, CAP_AUDIT_WRITE, CAP_SETFCAP,
+};
+
+/*
+ * The filter comes first: without no_new_privs, which would break sudo and su, installing it takes CAP_SYS_ADMIN.
+ */
+static void confine(const char *filter, size_t filter_size)
+{
+	if (filter_size) {
+		struct sock_fprog program = {filter_size / sizeof(struct sock_filter), (struct sock_filter *)filter};
+		if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program)) die("seccomp");
+	}
+	uint64_t mask = 0;
+	for (size_t i = 0; i < sizeof kept_capabilities / sizeof *kept_capabilities; i++) mask |= 1ULL << kept_capabilities[i];
+	for (int cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
+		if (!(mask >> cap & 1) && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0)) die("drop capability %d", cap);
+	prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+	struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+	struct __user_cap_data_struct data[2] = {
+		{(uint32_t)mask, (uint32_t)mask, 0},
+		{(uint32_t)(mask >> 32), (uint32_t)(mask >> 32), 0},
+	};
+	if (syscall(SYS_capset, &header, data)) die("capset");
+}
+
+static char *read_filter(const struct options *o, size_t *size)
+{
+	*size = 0;
+	if (!o->seccomp) return NULL;
+	int fd = open_or_die(o->seccomp);
+	char *data = slurp(fd, size);
+	close(fd);
+	return data;
+}
+
+static char **read_environment(const struct options *o)
+{
+	static char *nothing[] = {NULL};
+	if (o->env < 0) return nothing;
+	size_t size, count = 0;
+	char *data = slurp(o->env, &size);
+	close(o->env);
+	for (size_t i = 0; i < size; i++) count += !data[i];
+	char **list = calloc(count + 2, sizeof *list);
+	char **next = list;
+	for (char *entry = data; entry < data + size; entry += strlen(entry) + 1) *next++ = entry;
+	return list;
+}
+
+/* ---- a computer's pid 1 ------------------------------------------------------------------------------------------- */
+
+static void mount_or_die(const char *source, const char *target, const char *type, unsigned long flags, const char *data)
+{
+	if (mount(source, target, type, flags, data)) die("mount %s", target);
+}
+
+/*
+ * A read-only /proc: no sysctl, sysrq or interrupt setting can be written, whoever asks. What leaks the host when it is
+ * read lies under /dev/null.
+ */
+static void mount_proc(const struct options *o)
+{
+	mount_or_die("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+	for (int i = 0; i < o->masks; i++)
+		if (!access(o->mask[i], F_OK)) mount_or_die("/dev/null", o->mask[i], NULL, MS_BIND, NULL);
+	mount_or_die(NULL, "/proc", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+}
+
+static void mount_private_devices(const struct options *o)
+{
+	char size[64];
+	snprintf(size, sizeof size, "mode=1777,size=%s", o->shm ? o->shm : "64m");
+	mount_or_die("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5");
+	mount_or_die("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, size);
+}
+
+static void build_root(const struct options *o)
+{
+	char path[4096];
+	mount_or_die(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
+	mount_or_die(o->root, o->root, NULL, MS_BIND | MS_REC, NULL);
+	snprintf(path, sizeof path, "%s/dev", o->root);
+	mount_or_die(o->dev, path, NULL, MS_BIND, NULL);
+	mount_or_die(NULL, path, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NOEXEC, NULL);
+	if (chdir(o->root)) die("chdir %s", o->root);
+	/* Same directory twice: the old root ends up on top of the new one and is detached, no place for it is needed. */
+	if (syscall(SYS_pivot_root, ".", ".")) die("pivot_root");
+	if (umount2(".", MNT_DETACH)) die("detach the old root");
+	if (chdir("/")) die("chdir /");
+	mount_proc(o);
+	mount_private_devices(o);
+	if (o->host && sethostname(o->host, strlen(o->host))) die("sethostname");
+}
+
+static void idle(int signal)
+{
+	(void)signal;
+}
+
+/* Reaps whatever is orphaned inside. Never ends by itself: orb kills it, and with it everything in the computer. */
+static void computer_main(void)
+{
+	struct sigaction wake = {.sa_handler = idle};
+	sigaction(SIGCHLD, &wake, NULL);
+	sigset_t all, none;
+	sigfillset(&all);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	sigset_t child_only = all;
+	sigdelset(&child_only, SIGCHLD);
+	for (;;) {
+		while (waitpid(-1, NULL, WNOHANG) > 0) continue;
+		sigsuspend(&child_only);
+	}
+}
+
+/* What ps shows: the command line names places on the host. */
+static void rename_process(char **argv, const char *name)
+{
+	char *end = argv[0];
+	for (char **word = argv; *word; word++) end = *word + strlen(*word);
+	size_t room = end - argv[0];
+	memset(argv[0], 0, room);
+	strncpy(argv[0], name, room);
+	prctl(PR_SET_NAME, name, 0, 0, 0);
+}
+
+static int boot(struct options *o, char **command_line)
+{
+	join_cgroups(o);
+	int net = open_or_die(o->net);
+	size_t filter_size;
+	char *filter = read_filter(o, &filter_size);
+	enter(net, CLONE_NEWNET, "network");
+	if (unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID)) die("unshare");
+	pid_t child = fork();
+	if (child < 0) die("fork");
+	if (child) {
+		dprintf(1, "pid %d\n", child);
+		return 0;
+	}
+	setsid();
+	reset_process(OOM_SPARE);
+	build_root(o);
+	confine(filter, filter_size);
+	/* Nobody inside may look into pid 1: its descriptors and memory stay closed to ptrace and /proc. */
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	rename_process(command_line, "orb-computer");
+	write_all(1, "ready\n", 6);
+	int null = open("/dev/null", O_RDWR);
+	dup2(null, 0);
+	dup2(null, 1);
+	dup2(null, 2);
+	close_from(3);
+	computer_main();
+	return 0;
+}
+
+/* ---- an agent, a command ------------------------------------------------------------------------------------------ */
+
+/*
+ * Enters the computer's namespaces. The mount namespace comes last: with it the host's files are out of reach. The pid
+ * namespace holds for children only, so the caller forks.
+ */
+static void enter_computer(const struct options *o)
+{
+	int net = namespace_of(o->init, "net"), pid = namespace_of(o->init, "pid"), uts = namespace_of(o->init, "uts");
+	int ipc = namespace_of(o->init, "ipc"), mnt = namespace_of(o->init, "mnt");
+	join_cgroups(o);
+	enter(net, CLONE_NEWNET, "network");
+	enter(uts, CLONE_NEWUTS, "uts");
+	enter(ipc, CLONE_NEWIPC, "ipc");
+	enter(pid, CLONE_NEWPID, "pid");
+	enter(mnt, CLONE_NEWNS, "mount");
+}
+
+static int status_code(int status)
+{
+	return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+static int wait_for(pid_t child)
+{
+	int status;
+	while (waitpid(child, &status, 0) < 0)
+		if (errno != EINTR) return EXIT_SETUP;
+	return status_code(status);
+}
+
+/*
+ * The first fork lands in the computer's pid namespace, the second opens the agent's own inside it; the one between
+ * leaves, so that the agent is a child of the computer's pid 1.
+ */
+static int agent(struct options *o)
+{
+	size_t filter_size;
+	char *filter = read_filter(o, &filter_size);
+	char **environment = read_environment(o);
+	enter_computer(o);
+	pid_t middle = fork();
+	if (middle < 0) die("fork");
+	if (middle) return wait_for(middle);
+
+	if (unshare(CLONE_NEWPID | CLONE_NEWNS)) die("unshare");
+	pid_t child = fork();
+	if (child < 0) die("fork");
+	if (child) return 0;
+
+	setsid();
+	reset_process("0");
+	mount_or_die(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
+	/* The computer's own are of no use to this pid namespace, and each mount costs time in every checkpoint. */
+	if (umount2("/proc", MNT_DETACH) || umount2("/dev/pts", MNT_DETACH) || umount2("/dev/shm", MNT_DETACH))
+		die("detach the computer's mounts");
+	mount_proc(o);
+	mount_private_devices(o);
+	int null = open("/dev/null", O_RDWR);
+	if (null < 0) die("open /dev/null");
+	dup2(null, 0);
+	close_from(3);
+	confine(filter, filter_size);
+	if (chdir(o->cwd ? o->cwd : "/")) die("chdir %s", o->cwd);
+	int count = 0;
+	while (o->argv[count]) count++;
+	char **argv = calloc(count + 3, sizeof *argv);
+	argv[0] = "orb-agent";
+	argv[1] = "pid1";
+	memcpy(argv + 2, o->argv, count * sizeof *argv);
+	execve(o->pid1, argv, environment);
+	die("execute %s", o->pid1);
+	return 0;
+}
+
+static int exec_command(struct options *o)
+{
+	size_t filter_size;
+	char *filter = read_filter(o, &filter_size);
+	char **environment = read_environment(o);
+	enter_computer(o);
+	pid_t child = fork();
+	if (child < 0) die("fork");
+	if (child) {
+		/* The pipes belong to the command: while this process held them, their end would not be seen. */
+		int null = open("/dev/null", O_RDWR);
+		if (null >= 0) {
+			dup2(null, 0);
+			dup2(null, 1);
+		}
+		return wait_for(child);
+	}
+	setsid();
+	reset_process("0");
+	if (o->tty && ioctl(0, TIOCSCTTY, 0)) die("controlling terminal");
+	close_from(3);
+	confine(filter, filter_size);
+	if (chdir(o->cwd)) die("chdir %s", o->cwd);
+	environ = environment;
+	execvp(o->argv[0], o->argv);
+	die("%s", o->argv[0]);
+	return 0;
+}
+
+/* ---- criu --------------------------------------------------------------------------------------------------------- */
+
+/*
+ * criu runs in the computer's pid namespace, in a mount namespace of its own with that namespace's /proc and with a
+ * tmpfs on /run, the only kind of place where it keeps what it learnt about the kernel.
+ */
+static int criu(struct options *o)
+{
+	int pid = namespace_of(o->init, "pid");
+	join_cgroups(o);
+	for (int i = 0; i < o->fds; i++) {
+		char *file;
+		int number = strtol(o->fd[i], &file, 10);
+		int fd = open_or_die(file + 1);
+		if (dup2(fd, number) < 0) die("dup2");
+		close(fd);
+	}
+	signal(SIGPIPE, SIG_IGN);
+	enter(pid, CLONE_NEWPID, "pid");
+	pid_t middle = fork();
+	if (middle < 0) die("fork");
+	if (middle) return wait_for(middle);
+
+	if (unshare(CLONE_NEWNS)) die("unshare");
+	mount_or_die(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
+	mount_or_die("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+	mount_or_die("run", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700");
+	if (o->kdat) copy_file(o->kdat, "/run/criu.kdat");
+	pid_t child = fork();
+	if (child < 0) die("fork");
+	if (!child) {
+		signal(SIGPIPE, SIG_DFL);
+		execv(o->argv[0], o->argv);
+		die("execute %s", o->argv[0]);
+	}
+	int code = wait_for(child);
+	if (o->kdat && access(o->kdat, F_OK)) copy_file("/run/criu.kdat", o->kdat);
+	if (o->result) {
+		char temp[4096], text[16];
+		snprintf(temp, sizeof temp, "%s.part", o->result);
+		int fd = open(temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+		write_all(fd, text, snprintf(text, sizeof text, "%d\n", code));
+		fsync(fd);
+		close(fd);
+		rename(temp, o->result);
+	}
+	return code;
+}
+
+/* ---- an agent's pid 1 --------------------------------------------------------------------------------------------- */
+
+static volatile sig_atomic_t child_ended, forward;
+static int log_fd = -1;
+static long log_size;
+
+struct stream {
+	int fd;
+	char digit;
+	size_t used;
+	char line[LOG_LINE_BYTES];
+};
+
+static void on_child(int number)
+{
+	(void)number;
+	child_ended = 1;
+}
+
+static void on_signal(int number)
+{
+	forward = number;
+}
+
+static void open_log(void)
+{
+	mkdir("/var", 0755);
+	mkdir("/var/log", 0755);
+	mkdir(LOG_DIR, 0755);
+	log_fd = open(LOG_FILE, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0644);
+	struct stat info;
+	log_size = log_fd >= 0 && !fstat(log_fd, &info) ? info.st_size : 0;
+}
+
+static void rotate_log(void)
+{
+	if (log_fd >= 0) close(log_fd);
+	rename(LOG_FILE ".1", LOG_FILE ".2");
+	rename(LOG_FILE, LOG_FILE ".1");
+	open_log();
+}
+
+/* One line of the log: `<unix ms> <1|2> <text>`. A full disk loses the line, never the agent. */
+static void write_line(struct stream *s)
+{
+	static char out[LOG_LINE_BYTES + 64];
+	struct timespec now;
+	clock_gettime(CLOCK_REALTIME, &now);
+	int head = snprintf(out, 64, "%lld %c ", (long long)now.tv_sec * 1000 + now.tv_nsec / 1000000, s->digit);
+	memcpy(out + head, s->line, s->used);
+	out[head + s->used] = '\n';
+	size_t size = head + s->used + 1;
+	s->used = 0;
+	if (log_size + (long)size > LOG_FILE_BYTES) rotate_log();
+	if (log_fd >= 0) write_all(log_fd, out, size);
+	log_size += size;
+}
+
+/* Takes what is there; returns 0 at the end of the stream. */
+static int take(struct stream *s)
+{
+	static char data[65536];
+	ssize_t n = read(s->fd, data, sizeof data);
+	if (n < 0) return errno == EAGAIN || errno == EINTR ? -1 : 0;
+	for (ssize_t i = 0; i < n; i++) {
+		if (data[i] == '\n') {
+			write_line(s);
+			continue;
+		}
+		if (s->used == LOG_LINE_BYTES) write_line(s);
+		s->line[s->used++] = data[i];
+	}
+	return n > 0;
+}
+
+static void drain(struct stream *s)
+{
+	while (s->fd >= 0 && take(s) > 0) continue;
+	if (s->used) write_line(s);
+}
+
+static void record_exit(int code)
+{
+	char text[64];
+	struct timespec now;
+	clock_gettime(CLOCK_REALTIME, &now);
+	int fd = open(EXIT_FILE ".part", O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
+	if (fd < 0) return;
+	write_all(fd, text, snprintf(text, sizeof text, "%d %lld\n", code, (long long)now.tv_sec * 1000 + now.tv_nsec / 1000000));
+	fsync(fd);
+	close(fd);
+	rename(EXIT_FILE ".part", EXIT_FILE);
+}
+
+/*
+ * Runs the program, writes its output to the log and its exit code to a file, reaps, passes signals on. Its standard
+ * output and error are orb's until the program is known to have been executed: `started` or `failed <errno>`.
+ */
+static int pid1(char **argv)
+{
+	static struct stream out = {.digit = '1'}, err = {.digit = '2'};
+	int a[2], b[2], report[2];
+	unlink(EXIT_FILE);
+	open_log();
+	if (pipe2(a, O_CLOEXEC) || pipe2(b, O_CLOEXEC) || pipe2(report, O_CLOEXEC)) die("pipe");
+
+	sigset_t all, none;
+	sigfillset(&all);
+	sigemptyset(&none);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	struct sigaction child_action = {.sa_handler = on_child}, signal_action = {.sa_handler = on_signal};
+	sigaction(SIGCHLD, &child_action, NULL);
+	static const int passed[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH, SIGCONT};
+	for (size_t i = 0; i < sizeof passed / sizeof *passed; i++) sigaction(passed[i], &signal_action, NULL);
+
+	pid_t child = fork();
+	if (child < 0) die("fork");
+	if (!child) {
+		setsid();
+		dup2(a[1], 1);
+		dup2(b[1], 2);
+		struct sigaction normal = {.sa_handler = SIG_DFL};
+		for (int number = 1; number < NSIG; number++) sigaction(number, &normal, NULL);
+		sigprocmask(SIG_SETMASK, &none, NULL);
+		execvp(argv[0], argv);
+		int error = errno;
+		write_all(report[1], (char *)&error, sizeof error);
+		_exit(127);
+	}
+	close(a[1]);
+	close(b[1]);
+	close(report[1]);
+	int error = 0;
+	if (read(report[0], &error, sizeof error) == sizeof error) {
+		dprintf(1, "failed %d\n", error);
+		_exit(127);
+	}
+	close(report[0]);
+	write_all(1, "started\n", 8);
+	dup2(0, 1);
+	dup2(0, 2);
+
+	fcntl(out.fd = a[0], F_SETFL, O_NONBLOCK);
+	fcntl(err.fd = b[0], F_SETFL, O_NONBLOCK);
+	for (;;) {
+		struct pollfd set[2] = {{out.fd, POLLIN, 0}, {err.fd, POLLIN, 0}};
+		struct timespec limit = {0, PARTIAL_LINE_MS * 1000000L};
+		int n = ppoll(set, 2, out.used || err.used ? &limit : NULL, &none);
+		if (n == 0) {
+			if (out.used) write_line(&out);
+			if (err.used) write_line(&err);
+		}
+		if (n > 0) {
+			if (set[0].revents && !take(&out)) out.fd = -1;
+			if (set[1].revents && !take(&err)) err.fd = -1;
+		}
+		if (forward) {
+			kill(child, forward);
+			forward = 0;
+		}
+		if (!child_ended) continue;
+		child_ended = 0;
+		pid_t ended;
+		int status, ended_status = 0, over = 0;
+		while ((ended = waitpid(-1, &status, WNOHANG)) > 0) {
+			if (ended != child) continue;
+			over = 1;
+			ended_status = status;
+		}
+		if (!over) continue;
+		drain(&out);
+		drain(&err);
+		record_exit(status_code(ended_status));
+		return status_code(ended_status);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	struct options o = {0};
+	if (argc >= 3 && !strcmp(argv[1], "pid1")) return pid1(argv + 2);
+	if (argc < 3) {
+		dprintf(2, "orb-init is run by orb\n");
+		return EXIT_SETUP;
+	}
+	parse(&o, argv + 2);
+	if (!strcmp(argv[1], "boot")) return boot(&o, argv);
+	if (!o.argv || !*o.argv) {
+		errno = EINVAL;
+		die("no command");
+	}
+	if (!strcmp(argv[1], "agent")) return agent(&o);
+	if (!strcmp(argv[1], "exec")) return exec_command(&o);
+	if (!strcmp(argv[1], "criu")) return criu(&o);
+	errno = EINVAL;
+	die("%s", argv[1]);
+}

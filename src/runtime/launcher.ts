@@ -1,0 +1,157 @@
+import { closeSync, readFileSync, writeSync } from 'node:fs'
+import { HOST_ENVIRONMENT } from './command.ts'
+import { cString, sys } from './libc.ts'
+
+/** Files on the host that starting something in a computer takes. */
+export interface LauncherFiles {
+  /** `orb-init` on the host. */
+  init: string
+  /** The compiled seccomp filter. */
+  seccomp: string
+}
+
+export interface BootOptions {
+  cgroups: string[]
+  netns: string
+  rootfs: string
+  devices: string
+  hostname: string
+  /** Files of /proc to hide. */
+  masks: string[]
+  shmBytes: number
+}
+
+export interface AgentOptions {
+  cgroups: string[]
+  /** Host pid of the computer's pid 1. */
+  initPid: number
+  masks: string[]
+  shmBytes: number
+  /** `orb-init` as the computer sees it. */
+  pid1: string
+  argv: string[]
+  env: Record<string, string>
+  cwd: string
+}
+
+/** The program could not be started in the computer; the message says why, for the user. */
+export class SpawnError extends Error {
+  override name = 'SpawnError'
+}
+
+/**
+ * Starts a computer: its namespaces, its root, its pid 1. Returns the host pid of the latter.
+ * @throws Error with what orb-init said
+ */
+export async function boot(files: LauncherFiles, options: BootOptions): Promise<number> {
+  const argv = [
+    files.init, 'boot', ...repeat('--cgroup', options.cgroups), '--net', options.netns, '--root', options.rootfs,
+    '--dev', options.devices, '--host', options.hostname, ...repeat('--mask', options.masks),
+    '--shm', String(options.shmBytes), '--seccomp', files.seccomp,
+  ]
+  const child = Bun.spawn(argv, { stdin: 'ignore', stdout: 'pipe', stderr: 'pipe', env: HOST_ENVIRONMENT, detached: true })
+  const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()])
+  const pid = Number(/^pid (\d+)$/m.exec(stdout)?.[1] ?? 0)
+  if (!pid || !/^ready$/m.test(stdout)) throw new Error(`cannot start the computer: ${stderr.trim() || 'no reason given'}`)
+  return pid
+}
+
+/**
+ * Starts an agent below its own pid 1, which stays a child of the computer's. Returns once the program was executed.
+ * @throws SpawnError
+ */
+export async function spawnAgent(files: LauncherFiles, options: AgentOptions): Promise<void> {
+  const env = environmentFd(options.env)
+  const argv = [
+    files.init, 'agent', ...repeat('--cgroup', options.cgroups), '--init', String(options.initPid),
+    ...repeat('--mask', options.masks), '--shm', String(options.shmBytes), '--seccomp', files.seccomp,
+    '--pid1', options.pid1, '--cwd', options.cwd, '--env', '3', '--', ...options.argv,
+  ]
+  try {
+    const child = Bun.spawn(argv, { stdio: ['ignore', 'pipe', 'pipe', env], env: HOST_ENVIRONMENT, detached: true })
+    const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()])
+    if (/^started$/m.test(stdout)) return
+    const errno = /^failed (\d+)$/m.exec(stdout)?.[1]
+    throw new SpawnError(errno ? `${options.argv[0]}: ${errnoText(Number(errno))}` : explain(stderr))
+  } finally {
+    closeSync(env)
+  }
+}
+
+/** What orb-init says names files of the host only in set-up failures, which are orb's own. */
+const explain = (stderr: string): string => stderr.trim().split('\n').at(-1) || 'the program could not be started'
+
+const ERRNO_TEXT: Record<number, string> = {
+  2: 'no such file or directory', 7: 'argument list too long', 8: 'not an executable format', 12: 'out of memory',
+  13: 'permission denied', 20: 'not a directory', 40: 'too many levels of symbolic links',
+}
+const errnoText = (errno: number): string => ERRNO_TEXT[errno] ?? `error ${errno}`
+
+export interface ExecOptions {
+  cgroups: string[]
+  initPid: number
+  argv: string[]
+  env: Record<string, string>
+  cwd: string
+}
+
+/** Starts a command in a computer, beside its agent; its exit code is that of the returned process, 125 if set-up failed. */
+export function spawnCommand(files: LauncherFiles, options: ExecOptions) {
+  const env = environmentFd(options.env)
+  const argv = [
+    files.init, 'exec', ...repeat('--cgroup', options.cgroups), '--init', String(options.initPid),
+    '--seccomp', files.seccomp, '--cwd', options.cwd, '--env', '3', '--', ...options.argv,
+  ]
+  try {
+    return Bun.spawn(argv, { stdio: ['ignore', 'pipe', 'pipe', env], env: HOST_ENVIRONMENT, detached: true })
+  } finally {
+    closeSync(env)
+  }
+}
+
+const repeat = (flag: string, values: string[]): string[] => values.flatMap((value) => [flag, value])
+
+const SYS_MEMFD_CREATE = process.arch === 'arm64' ? 279 : 319
+const MFD_CLOEXEC = 1
+
+/** The environment as NUL-separated entries behind a descriptor: it holds secrets, and argv and files can be read. */
+function environmentFd(env: Record<string, string>): number {
+  const fd = sys(SYS_MEMFD_CREATE, cString('orb-env'), MFD_CLOEXEC)
+  const data = Buffer.from(Object.entries(env).map(([name, value]) => `${name}=${value}\0`).join(''))
+  let written = 0
+  while (written < data.length) written += writeSync(fd, data, written, data.length - written, written)
+  return fd
+}
+
+/** `name` field of /proc/PID/status, or '' when the process is gone. */
+function statusField(pid: number, name: string): string {
+  try {
+    return new RegExp(`^${name}:\\s*(.*)$`, 'm').exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1] ?? ''
+  } catch {
+    return ''
+  }
+}
+
+/** Numbers of a process from the outermost pid namespace in: host, computer, agent. */
+export const namespacePids = (pid: number): number[] => statusField(pid, 'NSpid').split(/\s+/).filter(Boolean).map(Number)
+
+export const isZombie = (pid: number): boolean => statusField(pid, 'State').startsWith('Z')
+
+/** Of an agent's processes (host pids) the one that is pid 1 of its own namespace, or null. */
+export const agentInit = (pids: number[]): number | null =>
+  pids.find((pid) => {
+    const numbers = namespacePids(pid)
+    return numbers.length >= AGENT_DEPTH && numbers.at(-1) === 1 && !isZombie(pid)
+  }) ?? null
+
+/** Host, computer, agent. */
+const AGENT_DEPTH = 3
+
+/** Host pid of the first child of a process: under an agent's pid 1, its program. */
+export function firstChild(pid: number): number | null {
+  try {
+    return Number(readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ')[0]) || null
+  } catch {
+    return null
+  }
+}

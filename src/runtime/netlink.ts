@@ -1,0 +1,275 @@
+import { constants } from 'node:os'
+import { Errno, sys } from './libc.ts'
+
+/** Numbers of the system calls: arch/x86/entry/syscalls/syscall_64.tbl and asm-generic/unistd.h. */
+const NR =
+  process.arch === 'arm64'
+    ? { socket: 198, sendto: 206, recvfrom: 207, setns: 268, close: 57 }
+    : { socket: 41, sendto: 44, recvfrom: 45, setns: 308, close: 3 }
+
+const AF_NETLINK = 16
+const SOCK_RAW_CLOEXEC = 3 | 0o2000000
+const NLM_F_REQUEST = 0x1
+const NLM_F_ACK = 0x4
+const NLM_F_CREATE = 0x400
+const NLM_F_DUMP = 0x300
+const NLMSG_ERROR = 2
+const NLMSG_DONE = 3
+const HEADER_BYTES = 16
+const RECEIVE_BYTES = 64 * 1024
+
+/** One message of a netlink conversation, linux/netlink.h: header, then `body`. */
+function message(type: number, flags: number, sequence: number, body: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(align(HEADER_BYTES + body.length))
+  const view = new DataView(bytes.buffer)
+  view.setUint32(0, HEADER_BYTES + body.length, true)
+  view.setUint16(4, type, true)
+  view.setUint16(6, flags, true)
+  view.setUint32(8, sequence, true)
+  bytes.set(body, HEADER_BYTES)
+  return bytes
+}
+
+const align = (length: number): number => (length + 3) & ~3
+
+const NESTED = 0x8000
+
+/** A netlink attribute: length, type, value, padding to four bytes. */
+function attribute(type: number, value: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(align(4 + value.length))
+  const view = new DataView(bytes.buffer)
+  view.setUint16(0, 4 + value.length, true)
+  view.setUint16(2, type, true)
+  bytes.set(value, 4)
+  return bytes
+}
+
+const nested = (type: number, ...values: Uint8Array[]): Uint8Array => attribute(type | NESTED, Buffer.concat(values))
+const text = (type: number, value: string): Uint8Array => attribute(type, Buffer.from(`${value}\0`))
+
+/** A netlink socket. Calls are synchronous: the kernel answers within the system call, in microseconds. */
+export class Netlink {
+  private sequence = 1
+  private readonly buffer = new Uint8Array(RECEIVE_BYTES)
+
+  private constructor(private readonly fd: number) {}
+
+  /**
+   * @param protocol linux/netlink.h, @param netnsFd the network namespace to speak of; orb's own when left out.
+   * A socket stays in the namespace that it was made in, so the thread is there for a moment only.
+   */
+  static open(protocol: number, netns?: { fd: number; own: number }): Netlink {
+    if (netns) sys(NR.setns, netns.fd, CLONE_NEWNET)
+    try {
+      return new Netlink(sys(NR.socket, AF_NETLINK, SOCK_RAW_CLOEXEC, protocol))
+    } finally {
+      if (netns) sys(NR.setns, netns.own, CLONE_NEWNET)
+    }
+  }
+
+  close(): void {
+    sys(NR.close, this.fd)
+  }
+
+  nextSequence(): number {
+    return this.sequence++
+  }
+
+  send(...messages: Uint8Array[]): void {
+    const bytes = Buffer.concat(messages)
+    sys(NR.sendto, this.fd, bytes, bytes.length, 0, 0, 0)
+  }
+
+  /**
+   * Reads until the acknowledgement of `sequence` or the end of its dump; `each` gets the type and body of what comes
+   * before. @throws Errno that the kernel answered
+   */
+  receive(sequence: number, each: (type: number, body: DataView) => boolean = () => false): void {
+    for (;;) {
+      const size = sys(NR.recvfrom, this.fd, this.buffer, this.buffer.length, 0, 0, 0)
+      const view = new DataView(this.buffer.buffer, 0, size)
+      for (let at = 0; at + HEADER_BYTES <= size; at += align(view.getUint32(at, true))) {
+        const length = view.getUint32(at, true)
+        if (length < HEADER_BYTES) return
+        const type = view.getUint16(at + 4, true)
+        if (view.getUint32(at + 8, true) !== sequence) continue
+        if (type === NLMSG_DONE) return
+        if (type === NLMSG_ERROR) {
+          const error = view.getInt32(at + HEADER_BYTES, true)
+          if (error !== 0) throw new Errno(-error, 'netlink')
+          return
+        }
+        if (each(type, new DataView(this.buffer.buffer, at + HEADER_BYTES, length - HEADER_BYTES))) return
+      }
+    }
+  }
+}
+
+const CLONE_NEWNET = 0x40000000
+
+/** linux/netlink.h */
+const NETLINK_SOCK_DIAG = 4
+const NETLINK_NETFILTER = 12
+
+/* ---- nftables set elements: linux/netfilter/nf_tables.h ---------------------------------------------------------- */
+
+const NFNL_MSG_BATCH_BEGIN = 0x10
+const NFNL_MSG_BATCH_END = 0x11
+const NFNL_SUBSYS_NFTABLES = 10
+const NFT_MSG_NEWSETELEM = 12
+const NFT_MSG_DELSETELEM = 14
+const NFPROTO_INET = 1
+const NFTA_SET_ELEM_LIST_TABLE = 1
+const NFTA_SET_ELEM_LIST_SET = 2
+const NFTA_SET_ELEM_LIST_ELEMENTS = 3
+const NFTA_LIST_ELEM = 1
+const NFTA_SET_ELEM_KEY = 1
+const NFTA_DATA_VALUE = 1
+
+/** Adds and removes elements of nftables sets in one system call each; `nft` as a process costs some ms every time. */
+export class NftSets {
+  private readonly netlink = Netlink.open(NETLINK_NETFILTER)
+
+  constructor(private readonly table: string) {}
+
+  /** An element that is there already is no error. */
+  add(set: string, key: Uint8Array): void {
+    this.change(NFT_MSG_NEWSETELEM, NLM_F_CREATE, set, key)
+  }
+
+  /** An element that is not there is no error. */
+  remove(set: string, key: Uint8Array): void {
+    try {
+      this.change(NFT_MSG_DELSETELEM, 0, set, key)
+    } catch (thrown) {
+      if (!(thrown instanceof Errno) || thrown.errno !== constants.errno.ENOENT) throw thrown
+    }
+  }
+
+  close(): void {
+    this.netlink.close()
+  }
+
+  private change(type: number, flags: number, set: string, key: Uint8Array): void {
+    const begin = this.netlink.nextSequence()
+    const sequence = this.netlink.nextSequence()
+    const end = this.netlink.nextSequence()
+    const batch = Uint8Array.of(0, 0, 0, NFNL_SUBSYS_NFTABLES)
+    const element = nested(NFTA_LIST_ELEM, nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, key)))
+    const body = Buffer.concat([
+      Uint8Array.of(NFPROTO_INET, 0, 0, 0),
+      text(NFTA_SET_ELEM_LIST_TABLE, this.table),
+      text(NFTA_SET_ELEM_LIST_SET, set),
+      nested(NFTA_SET_ELEM_LIST_ELEMENTS, element),
+    ])
+    this.netlink.send(
+      message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, begin, batch),
+      message((NFNL_SUBSYS_NFTABLES << 8) | type, NLM_F_REQUEST | NLM_F_ACK | flags, sequence, body),
+      message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, end, batch),
+    )
+    this.netlink.receive(sequence)
+  }
+}
+
+/* ---- sockets of a computer: linux/inet_diag.h, linux/sock_diag.h ------------------------------------------------- */
+
+const SOCK_DIAG_BY_FAMILY = 20
+const SOCK_DESTROY = 21
+const AF_INET = 2
+const IPPROTO_TCP = 6
+const ALL_STATES = 0xffffffff
+const TCP_ESTABLISHED_AND_CLOSE_WAIT = (1 << 1) | (1 << 8)
+const NO_COOKIE = 0xffffffff
+const REQUEST_BYTES = 56
+const ANSWER_BYTES = 72
+const INET_DIAG_CGROUP_ID = 21
+
+export interface Endpoint {
+  /** Four bytes. */
+  address: Uint8Array
+  port: number
+}
+
+/** Looks at, and ends, TCP connections inside one network namespace. */
+export class SocketDiag {
+  private readonly netlink: Netlink
+
+  constructor(netns: { fd: number; own: number }) {
+    this.netlink = Netlink.open(NETLINK_SOCK_DIAG, netns)
+  }
+
+  close(): void {
+    this.netlink.close()
+  }
+
+  /** The cgroup that made the connection, by the inode of its v2 directory; null when there is no such connection. */
+  cgroupOf(local: Endpoint, remote: Endpoint): bigint | null {
+    const sequence = this.netlink.nextSequence()
+    const request = diagRequest(ALL_STATES, local, remote)
+    this.netlink.send(message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, sequence, request))
+    let found: bigint | null = null
+    try {
+      this.netlink.receive(sequence, (_, body) => {
+        found = cgroupAttribute(body)
+        return true
+      })
+    } catch (thrown) {
+      if (!(thrown instanceof Errno) || thrown.errno !== constants.errno.ENOENT) throw thrown
+    }
+    return found
+  }
+
+  /**
+   * Resets every open connection to `remote`: the program sees ECONNABORTED at once instead of waiting for an answer
+   * that cannot come. Returns how many there were.
+   */
+  resetAll(remote: Endpoint): number {
+    const sequence = this.netlink.nextSequence()
+    const anywhere = { address: new Uint8Array(4), port: 0 }
+    const request = diagRequest(TCP_ESTABLISHED_AND_CLOSE_WAIT, anywhere, anywhere)
+    this.netlink.send(message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, sequence, request))
+    const ids: Uint8Array[] = []
+    this.netlink.receive(sequence, (_, body) => {
+      const port = body.getUint16(6)
+      const address = new Uint8Array(body.buffer, body.byteOffset + 24, 4)
+      if (port === remote.port && Buffer.compare(address, remote.address) === 0) {
+        ids.push(new Uint8Array(body.buffer, body.byteOffset + 4, 48).slice())
+      }
+      return false
+    })
+    for (const id of ids) {
+      const body = new Uint8Array(REQUEST_BYTES)
+      body.set([AF_INET, IPPROTO_TCP])
+      new DataView(body.buffer).setUint32(4, ALL_STATES, true)
+      body.set(id, 8)
+      const destroy = this.netlink.nextSequence()
+      this.netlink.send(message(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, destroy, body))
+      this.netlink.receive(destroy)
+    }
+    return ids.length
+  }
+}
+
+function diagRequest(states: number, local: Endpoint, remote: Endpoint): Uint8Array {
+  const body = new Uint8Array(REQUEST_BYTES)
+  const view = new DataView(body.buffer)
+  view.setUint8(0, AF_INET)
+  view.setUint8(1, IPPROTO_TCP)
+  view.setUint32(4, states, true)
+  view.setUint16(8, local.port)
+  view.setUint16(10, remote.port)
+  body.set(local.address, 12)
+  body.set(remote.address, 28)
+  view.setUint32(48, NO_COOKIE, true)
+  view.setUint32(52, NO_COOKIE, true)
+  return body
+}
+
+function cgroupAttribute(body: DataView): bigint | null {
+  for (let at = ANSWER_BYTES; at + 4 <= body.byteLength; at += align(body.getUint16(at, true))) {
+    const length = body.getUint16(at, true)
+    if (length < 4) return null
+    if (body.getUint16(at + 2, true) === INET_DIAG_CGROUP_ID) return body.getBigUint64(at + 4, true)
+  }
+  return null
+}

@@ -1,0 +1,287 @@
+import { existsSync, openSync, closeSync, readFileSync, writeFileSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
+import { run } from './command.ts'
+import { NftSets, SocketDiag } from './netlink.ts'
+import { objectName } from './paths.ts'
+
+/** An IPv4 network. */
+export interface Cidr {
+  /** The network's address as a number. */
+  base: number
+  /** Length of its prefix in bits. */
+  bits: number
+}
+
+export interface NetworkOptions {
+  /** Computers and their gateway are numbered from this. */
+  subnet: Cidr
+  /** Port of the LLM proxy on the gateway. */
+  proxyPort: number
+  /** Port of the API on the gateway, or null when it does not listen on TCP. */
+  apiPort: number | null
+  /** Private networks that computers may reach all the same. */
+  allow: string[]
+}
+
+/** Where no packet of a computer may go: RFC 6890's special ranges, of which 169.254/16 holds cloud metadata. */
+const PRIVATE_NETWORKS = [
+  '0.0.0.0/8', '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '169.254.0.0/16', '172.16.0.0/12', '192.0.0.0/24',
+  '192.168.0.0/16', '198.18.0.0/15', '224.0.0.0-255.255.255.255',
+]
+
+const NETNS_DIR = '/run/netns'
+/** Network, gateway and broadcast address are no computer's. */
+const RESERVED_ADDRESSES = 3
+
+export const dotted = (address: number): string =>
+  [24, 16, 8, 0].map((shift) => (address >>> shift) & 0xff).join('.')
+
+const addressBytes = (address: number): Uint8Array =>
+  Uint8Array.of(address >>> 24, (address >>> 16) & 0xff, (address >>> 8) & 0xff, address & 0xff)
+
+export const addressNumber = (text: string): number =>
+  text.split('.').reduce((sum, part) => ((sum << 8) | Number(part)) >>> 0, 0)
+
+/**
+ * The network of all computers: each has a namespace with one veth and one /32 address; all share the gateway address,
+ * which lies on the server's loopback. The rules are one nftables table of this orb's own.
+ *
+ * A sleeping computer is locked: no packet passes to or from it. Its namespace has no socket for the connections in its
+ * image, so a single packet that got through would be answered with a reset and the connection be lost.
+ */
+export class Network {
+  readonly gateway: string
+  private readonly table: string
+  private readonly gatewayNumber: number
+  private readonly sets: NftSets
+  private readonly ownNetns = openSync('/proc/self/ns/net', 'r')
+  private readonly diags = new Map<string, SocketDiag>()
+
+  private constructor(private readonly options: NetworkOptions) {
+    this.gatewayNumber = (options.subnet.base + 1) >>> 0
+    this.gateway = dotted(this.gatewayNumber)
+    this.table = `orb_${hex(this.gatewayNumber)}`
+    this.sets = new NftSets(this.table)
+  }
+
+  /** Number of computers that the subnet has room for. */
+  static capacity(subnet: Cidr): number {
+    return 2 ** (32 - subnet.bits) - RESERVED_ADDRESSES
+  }
+
+  /** Sets up addresses and rules; locks in `locked` (addresses) hold from the first moment. */
+  static async start(options: NetworkOptions, locked: number[]): Promise<Network> {
+    const network = new Network(options)
+    await network.prepareHost()
+    await run(['nft', '-f', '-'], network.rules(locked))
+    return network
+  }
+
+  /** Address of the computer in `slot` (1 and up). */
+  address(slot: number): string {
+    return dotted((this.gatewayNumber + slot) >>> 0)
+  }
+
+  /** The slot behind an address, or null when it is no computer's. */
+  slotOf(address: string): number | null {
+    const slot = (addressNumber(address) - this.gatewayNumber) | 0
+    return slot > 0 && slot <= Network.capacity(this.options.subnet) ? slot : null
+  }
+
+  netnsFile(shortId: string): string {
+    return `${NETNS_DIR}/${objectName(shortId)}`
+  }
+
+  /** Makes namespace, veth, addresses and routes of a computer; what a crash left half done is made anew. */
+  async create(shortId: string, slot: number): Promise<void> {
+    const name = objectName(shortId)
+    if (await this.isComplete(name, shortId, slot)) return
+    await this.remove(shortId)
+    const address = this.address(slot)
+    const [outside, inside] = ['02:6f', '02:72'].map((prefix) => `${prefix}:${macTail(addressNumber(address))}`)
+    await run(['ip', 'netns', 'add', name])
+    await run(
+      ['ip', '-batch', '-'],
+      [
+        `link add ${name} address ${outside} type veth peer name eth0 address ${inside} netns ${name}`,
+        `link set ${name} addrgenmode none`,
+        `link set ${name} up`,
+        `route replace ${address}/32 dev ${name} src ${this.gateway}`,
+        // Neighbours never change: without ARP there is no question whose answer could be late after a wake.
+        `neigh replace ${address} lladdr ${inside} dev ${name} nud permanent`,
+      ].join('\n'),
+    )
+    writeFileSync(`/proc/sys/net/ipv4/conf/${name}/rp_filter`, '1')
+    await run(
+      ['ip', '-n', name, '-batch', '-'],
+      [
+        'link set lo up',
+        `addr add ${address}/32 dev eth0`,
+        'link set eth0 up',
+        `route add ${this.gateway}/32 dev eth0`,
+        `route add default via ${this.gateway} dev eth0`,
+        `neigh replace ${this.gateway} lladdr ${outside} dev eth0 nud permanent`,
+      ].join('\n'),
+    )
+  }
+
+  /** The default route inside is made last of all, so it tells that nothing is missing. */
+  private async isComplete(name: string, shortId: string, slot: number): Promise<boolean> {
+    if (!existsSync(this.netnsFile(shortId)) || !existsSync(`/sys/class/net/${name}`)) return false
+    const routes = await run(['ip', '-n', name, '-o', 'route', 'show', 'default']).catch(() => '')
+    const addresses = await run(['ip', '-n', name, '-o', 'addr', 'show', 'eth0']).catch(() => '')
+    return routes.includes(`via ${this.gateway} `) && addresses.includes(` ${this.address(slot)}/32 `)
+  }
+
+  /** Removes a computer's namespace and with it its veth; nothing there is no error. */
+  async remove(shortId: string): Promise<void> {
+    const name = objectName(shortId)
+    this.diags.get(shortId)?.close()
+    this.diags.delete(shortId)
+    // A veth goes with its namespace only once the last process there is gone: the host's end goes at once.
+    if (existsSync(`/sys/class/net/${name}`)) await run(['ip', 'link', 'delete', name]).catch(() => '')
+    if (existsSync(this.netnsFile(shortId))) await run(['ip', 'netns', 'delete', name])
+  }
+
+  /** From here on no packet passes to or from the computer. */
+  lock(slot: number): void {
+    this.sets.add('locked', addressBytes((this.gatewayNumber + slot) >>> 0))
+  }
+
+  unlock(slot: number): void {
+    this.sets.remove('locked', addressBytes((this.gatewayNumber + slot) >>> 0))
+  }
+
+  /** Lets one computer reach one private address and port, for a clone. Returns what takes it back. */
+  permit(slot: number, address: string, port: number): () => void {
+    const key = Uint8Array.of(
+      ...addressBytes((this.gatewayNumber + slot) >>> 0),
+      ...addressBytes(addressNumber(address)),
+      port >>> 8, port & 0xff, 0, 0,
+    )
+    this.sets.add('permitted', key)
+    return () => this.sets.remove('permitted', key)
+  }
+
+  /** The cgroup (inode of its v2 directory) that opened the connection from `port` of a computer to the LLM proxy. */
+  cgroupOf(shortId: string, slot: number, port: number): bigint | null {
+    const local = { address: addressBytes((this.gatewayNumber + slot) >>> 0), port }
+    return this.diag(shortId).cgroupOf(local, this.proxyEndpoint)
+  }
+
+  /** Resets the computer's connections to the LLM proxy, whose other end is gone. Returns how many there were. */
+  resetProxyConnections(shortId: string): number {
+    return this.diag(shortId).resetAll(this.proxyEndpoint)
+  }
+
+  /** Takes this orb's rules and its gateway address away; computers must be gone. */
+  async stop(): Promise<void> {
+    this.close()
+    await run(['nft', 'delete', 'table', 'inet', this.table])
+    await run(['ip', 'addr', 'del', `${this.gateway}/32`, 'dev', 'lo'])
+  }
+
+  /** Closes orb's own handles; all rules stay. */
+  close(): void {
+    for (const diag of this.diags.values()) diag.close()
+    this.diags.clear()
+    this.sets.close()
+    closeSync(this.ownNetns)
+  }
+
+  private get proxyEndpoint() {
+    return { address: addressBytes(this.gatewayNumber), port: this.options.proxyPort }
+  }
+
+  private diag(shortId: string): SocketDiag {
+    const known = this.diags.get(shortId)
+    if (known) return known
+    const fd = openSync(this.netnsFile(shortId), 'r')
+    try {
+      const diag = new SocketDiag({ fd, own: this.ownNetns })
+      this.diags.set(shortId, diag)
+      return diag
+    } finally {
+      closeSync(fd)
+    }
+  }
+
+  private async prepareHost(): Promise<void> {
+    const label = `lo:${this.table.replace('_', '-')}`
+    const addresses = await run(['ip', '-o', 'addr', 'show', 'dev', 'lo'])
+    if (!addresses.includes(` ${this.gateway}/32 `)) {
+      await run(['ip', 'addr', 'add', `${this.gateway}/32`, 'dev', 'lo', 'label', label])
+    }
+    if (readFileSync('/proc/sys/net/ipv4/ip_forward', 'utf8').trim() !== '1') {
+      writeFileSync('/proc/sys/net/ipv4/ip_forward', '1')
+    }
+  }
+
+  /** `add` before `delete` makes the deletion of a table that may not exist succeed; all of it is one transaction. */
+  private rules(locked: number[]): string {
+    const { table } = this
+    const subnet = `${dotted(this.options.subnet.base)}/${this.options.subnet.bits}`
+    const ports = [this.options.proxyPort, ...(this.options.apiPort === null ? [] : [this.options.apiPort])].join(', ')
+    const elements = (list: string[]) => (list.length > 0 ? `elements = { ${list.join(', ')} }` : '')
+    return `
+add table inet ${table}
+delete table inet ${table}
+table inet ${table} {
+  set locked { type ipv4_addr; ${elements(locked.map((address) => dotted(address)))} }
+  set allowed { type ipv4_addr; flags interval; auto-merge; ${elements(this.options.allow)} }
+  set private { type ipv4_addr; flags interval; ${elements(PRIVATE_NETWORKS)} }
+  set permitted { type ipv4_addr . ipv4_addr . inet_service; }
+
+  chain locked_in { type filter hook prerouting priority raw; policy accept; ip saddr @locked drop; }
+  chain locked_out { type filter hook output priority raw; policy accept; ip daddr @locked drop; }
+
+  chain from_computer {
+    ct state established,related accept
+    ip daddr . tcp dport { ${ports.split(', ').map((port) => `${this.gateway} . ${port}`).join(', ')} } accept
+    ip daddr ${this.gateway} udp dport 53 accept
+    ip daddr ${this.gateway} tcp dport 53 accept
+    ip daddr ${this.gateway} icmp type echo-request accept
+    ip daddr @allowed accept
+    ip saddr . ip daddr . tcp dport @permitted accept
+    reject with icmpx admin-prohibited
+  }
+
+  chain input {
+    type filter hook input priority filter - 5; policy accept;
+    iifname "orb-*" meta nfproto ipv6 drop
+    iifname "orb-*" ip saddr ${subnet} jump from_computer
+  }
+
+  chain forward {
+    type filter hook forward priority filter - 5; policy accept;
+    ip daddr @locked drop
+    iifname "orb-*" meta nfproto ipv6 drop
+    ip daddr ${subnet} oifname "orb-*" ct state established,related accept
+    ip daddr ${subnet} oifname "orb-*" reject with icmpx admin-prohibited
+    iifname != "orb-*" return
+    ip saddr != ${subnet} return
+    ct state established,related accept
+    ip daddr @allowed accept
+    ip saddr . ip daddr . tcp dport @permitted accept
+    ip daddr @private reject with icmpx admin-prohibited
+    ip daddr ${subnet} reject with icmpx admin-prohibited
+  }
+
+  chain outward {
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr ${subnet} oifname != "orb-*" ip daddr != ${subnet} masquerade
+  }
+}
+`
+  }
+}
+
+const hex = (number: number): string => number.toString(16).padStart(8, '0')
+
+const macTail = (address: number): string => hex(address).replace(/(..)(?=.)/g, '$1:')
+
+/** Name servers of the host that are worth asking from here. */
+export async function hostNameservers(file = '/etc/resolv.conf'): Promise<string[]> {
+  const text = await readFile(file, 'utf8').catch(() => '')
+  return [...text.matchAll(/^\s*nameserver\s+(\S+)/gm)].map((match) => match[1] ?? '').filter(Boolean)
+}

@@ -1,0 +1,49 @@
+import { join } from 'node:path'
+
+/** Where things are below the data directory. */
+export interface DataPaths {
+  root: string
+  computers: string
+  checkpoints: string
+  images: string
+  /** Held LLM answers that outgrew memory. */
+  spool: string
+  /** What is valid until the next boot: criu's probe of the kernel, the compiled seccomp filter. */
+  run: string
+}
+
+export const dataPaths = (root: string): DataPaths => ({
+  root,
+  computers: join(root, 'computers'),
+  checkpoints: join(root, 'checkpoints'),
+  images: join(root, 'images'),
+  spool: join(root, 'spool'),
+  run: join(root, 'run'),
+})
+
+export interface ComputerPaths {
+  dir: string
+  /** The disk image, and where it is mounted. */
+  disk: string
+  mount: string
+  /** The root as the computer sees it, mounted on the host. */
+  rootfs: string
+  /** orb's own lines in the computer's log. */
+  log: string
+  checkpoints: string
+}
+
+export function computerPaths(data: DataPaths, id: string): ComputerPaths {
+  const dir = join(data.computers, id)
+  return {
+    dir,
+    disk: join(dir, 'disk.img'),
+    mount: join(dir, 'disk'),
+    rootfs: join(dir, 'rootfs'),
+    log: join(dir, 'orb.log'),
+    checkpoints: join(data.checkpoints, id),
+  }
+}
+
+/** Name of every kernel object of a computer: netns, host end of its veth, cgroup. */
+export const objectName = (shortId: string): string => `orb-${shortId}`

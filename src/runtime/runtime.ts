@@ -1,0 +1,427 @@
+import { randomBytes } from 'node:crypto'
+import { existsSync, type FSWatcher, readFileSync } from 'node:fs'
+import { mkdir, readdir, rm, writeFile } from 'node:fs/promises'
+import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
+import { type Base, baseNamed, prepareBase, prepareDevices } from './base.ts'
+import type { RuntimeFiles } from './bundle.ts'
+import { Cgroups, type Leaf } from './cgroup.ts'
+import { type ComputerSpec, killLeaf, limitsOf, shmBytes, until } from './computer.ts'
+import { Criu, type CriuTarget, isComplete, isRestored, runningCriu } from './criu.ts'
+import * as disk from './disk.ts'
+import { installPid1, readExit } from './inside.ts'
+import * as launcher from './launcher.ts'
+import { Network, type NetworkOptions } from './network.ts'
+import { Tail } from './output.ts'
+import { type ComputerPaths, computerPaths, type DataPaths, objectName } from './paths.ts'
+import { seccompFilter } from './seccomp.ts'
+
+export interface RuntimeOptions {
+  data: DataPaths
+  files: RuntimeFiles
+  /** `host`, a directory or a tar file. */
+  base: string
+  memoryMultiplier: number
+  network: NetworkOptions
+}
+
+export interface ExecRequest {
+  argv: string[]
+  env: Record<string, string>
+  cwd: string
+  timeoutMs: number
+  /** Kept of each stream: its last bytes. */
+  maxBytes: number
+}
+
+export interface ExecResult {
+  /** 124 after a timeout, 128 + n after signal n. */
+  exitCode: number
+  stdout: string
+  stderr: string
+  truncated: boolean
+  timedOut: boolean
+  durationMs: number
+}
+
+export interface AgentStart {
+  argv: string[]
+  env: Record<string, string>
+  cwd: string
+}
+
+/** Files of /proc that tell of the host when they are read. */
+const MASKED = ['/proc/kcore', '/proc/keys', '/proc/timer_list', '/proc/latency_stats', '/proc/sched_debug']
+const FREEZE_TIMEOUT_MS = 5000
+/** Exit code of a command that ran out of time, as timeout(1) has it. */
+const EXIT_TIMEOUT = 124
+/** How long output that is in the pipes already is waited for once the shell has ended. */
+const DRAIN_MS = 100
+
+/**
+ * Computers as the kernel sees them: disk, root, network, cgroup, processes. It knows what is there, not what should be:
+ * that is the caller's. Calls for one computer must not overlap unless they say so.
+ */
+export class Runtime {
+  private readonly masks = MASKED.filter((file) => existsSync(file))
+  private readonly inits = new Map<string, number>()
+  private readonly draining = new Map<string, Promise<boolean>>()
+  private readonly criu: Criu
+  private readonly launch: launcher.LauncherFiles
+
+  private constructor(
+    private readonly options: RuntimeOptions,
+    readonly base: Base,
+    private readonly devices: string,
+    readonly network: Network,
+    private readonly cgroups: Cgroups,
+  ) {
+    const { run } = options.data
+    const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
+    this.criu = new Criu(options.files, join(run, `criu.kdat.${boot}.${options.files.criuVersion}`))
+    this.launch = { init: options.files.init, seccomp: join(run, 'seccomp') }
+  }
+
+  /** @param lockedSlots computers that are asleep: no packet may reach them from the first moment on */
+  static async start(options: RuntimeOptions, lockedSlots: number[]): Promise<Runtime> {
+    const { data } = options
+    for (const dir of [data.computers, data.checkpoints, data.images, data.run]) {
+      await mkdir(dir, { recursive: true, mode: 0o700 })
+    }
+    await writeFile(join(data.run, 'seccomp'), seccompFilter(), { mode: 0o600 })
+    const cgroups = Cgroups.detect()
+    const [base, devices] = await Promise.all([prepareBase(options.base, data.images), prepareDevices(data.images)])
+    const gateway = options.network.subnet.base + 1
+    const network = await Network.start(options.network, lockedSlots.map((slot) => (gateway + slot) >>> 0))
+    return new Runtime(options, base, devices, network, cgroups)
+  }
+
+  paths(spec: ComputerSpec): ComputerPaths {
+    return computerPaths(this.options.data, spec.id)
+  }
+
+  /* ---- computers ---- */
+
+  /** Makes whatever of the computer is missing, from its disk to its pid 1: at creation, after a crash, after a reboot. */
+  async up(spec: ComputerSpec): Promise<void> {
+    if (this.findInit(spec) !== null) return
+    const paths = this.paths(spec)
+    const name = objectName(spec.shortId)
+    if (!existsSync(paths.disk)) await disk.makeDisk(paths, spec.diskMb)
+    await disk.mountComputer(paths, baseNamed(spec.base, this.options.data.images))
+    await disk.personalise(paths, name, this.network.gateway)
+    await this.network.create(spec.shortId, spec.slot)
+    this.cgroups.create(name, limitsOf(spec, this.options.memoryMultiplier, availableParallelism()))
+    const pid = await launcher.boot(this.launch, {
+      cgroups: this.cgroups.joinFiles(name, 'init'),
+      netns: this.network.netnsFile(spec.shortId),
+      rootfs: paths.rootfs,
+      devices: this.devices,
+      hostname: name,
+      masks: this.masks,
+      shmBytes: shmBytes(spec),
+    })
+    this.inits.set(spec.id, pid)
+  }
+
+  /** Ends everything in the computer and takes its kernel objects away; the disk stays. */
+  async down(spec: ComputerSpec): Promise<void> {
+    const name = objectName(spec.shortId)
+    await this.killAll(spec)
+    await killLeaf(this.cgroups, name, 'init')
+    this.inits.delete(spec.id)
+    await this.draining.get(spec.id)
+    await disk.unmountComputer(this.paths(spec))
+    await this.network.remove(spec.shortId)
+    this.network.unlock(spec.slot)
+    await until(() => this.cgroups.remove(name), FREEZE_TIMEOUT_MS)
+  }
+
+  /** Removes disk, images and log. */
+  async erase(spec: ComputerSpec): Promise<void> {
+    await disk.removeDisk(this.paths(spec))
+  }
+
+  /** Directories below the data directory that belong to none of `ids`: unmounted and removed. Returns their names. */
+  async removeStrays(ids: Set<string>): Promise<string[]> {
+    const strays = (await readdir(this.options.data.computers)).filter((id) => !ids.has(id))
+    for (const id of strays) {
+      const paths = computerPaths(this.options.data, id)
+      await disk.unmountComputer(paths)
+      await disk.removeDisk(paths)
+    }
+    return strays
+  }
+
+  /* ---- the agent's tree ---- */
+
+  /** Starts the agent. @throws launcher.SpawnError */
+  async spawnAgent(spec: ComputerSpec, start: AgentStart): Promise<void> {
+    await this.up(spec)
+    const name = objectName(spec.shortId)
+    await launcher.spawnAgent(this.launch, {
+      ...start,
+      cgroups: this.cgroups.joinFiles(name, 'agent'),
+      initPid: this.initPid(spec),
+      masks: this.masks,
+      shmBytes: shmBytes(spec),
+      pid1: await installPid1(this.paths(spec).rootfs, this.options.files.init),
+    })
+  }
+
+  /** Whether any process of the agent's tree is there. */
+  agentAlive(spec: ComputerSpec): boolean {
+    return this.cgroups.isPopulated(objectName(spec.shortId), 'agent')
+  }
+
+  /** Host pid of the agent's program, or of its pid 1 while the program ends; null without a tree. */
+  agentPid(spec: ComputerSpec): number | null {
+    const init = launcher.agentInit(this.cgroups.processes(objectName(spec.shortId), 'agent'))
+    return init === null ? null : (launcher.firstChild(init) ?? init)
+  }
+
+  /** Bytes of RAM that the agent's tree is charged for. */
+  agentMemory(spec: ComputerSpec): number {
+    return this.cgroups.agentMemory(objectName(spec.shortId))
+  }
+
+  /** CPU time of the agent's tree so far, in microseconds. */
+  agentCpuUs(spec: ComputerSpec): number {
+    return this.cgroups.agentCpuUs(objectName(spec.shortId))
+  }
+
+  oomKills(spec: ComputerSpec): number {
+    return this.cgroups.oomKills(objectName(spec.shortId))
+  }
+
+  /** Exit code and time (ms) that the agent's pid 1 wrote down, or null when it could not. */
+  readExit(spec: ComputerSpec): { code: number; at: number } | null {
+    return readExit(this.paths(spec).rootfs)
+  }
+
+  /** Calls back when the agent's tree ends, is frozen or thawed. May overlap anything. */
+  watchAgent(spec: ComputerSpec, changed: () => void): FSWatcher {
+    return this.cgroups.watch(objectName(spec.shortId), changed)
+  }
+
+  /** Kills the agent's whole tree and waits for its end. */
+  async killAgent(spec: ComputerSpec): Promise<void> {
+    await killLeaf(this.cgroups, objectName(spec.shortId), 'agent')
+  }
+
+  /** Kills the agent and every command beside it; the computer's pid 1 stays. */
+  async killAll(spec: ComputerSpec): Promise<void> {
+    const name = objectName(spec.shortId)
+    for (const leaf of ['agent', ...this.cgroups.commands(name)] as const) {
+      await killLeaf(this.cgroups, name, leaf)
+      if (leaf !== 'agent') this.cgroups.removeLeaf(name, leaf)
+    }
+  }
+
+  /** Stops the agent's tree in place. @throws Error when it does not stop; it then runs on */
+  async freezeAgent(spec: ComputerSpec): Promise<void> {
+    const name = objectName(spec.shortId)
+    this.cgroups.setFrozen(name, true)
+    if (await until(() => this.cgroups.isFrozen(name), FREEZE_TIMEOUT_MS)) return
+    this.cgroups.setFrozen(name, false)
+    throw new Error('the agent could not be frozen')
+  }
+
+  thawAgent(spec: ComputerSpec): void {
+    this.cgroups.setFrozen(objectName(spec.shortId), false)
+  }
+
+  isFrozen(spec: ComputerSpec): boolean {
+    return this.cgroups.isFrozen(objectName(spec.shortId))
+  }
+
+  /* ---- checkpoint and restore ---- */
+
+  imageDir(spec: ComputerSpec, image: string): string {
+    return join(this.paths(spec).checkpoints, image)
+  }
+
+  /**
+   * Writes the frozen agent into the image and ends its tree; the network is locked from here on.
+   * @throws CriuError; the tree is then still frozen, the network unlocked, nothing of the image left
+   */
+  async checkpoint(spec: ComputerSpec, image: string): Promise<{ bytes: number; durationMs: number }> {
+    const started = performance.now()
+    const name = objectName(spec.shortId)
+    const dir = this.imageDir(spec, image)
+    await this.draining.get(spec.id)
+    const init = launcher.agentInit(this.cgroups.processes(name, 'agent'))
+    const pid = init === null ? undefined : launcher.namespacePids(init)[1]
+    if (pid === undefined) throw new Error('the agent has no process')
+    this.network.lock(spec.slot)
+    try {
+      const { bytes } = await this.criu.dump({ ...this.target(spec), dir, pid, freezerDir: this.cgroups.freezerDir(name) })
+      const durationMs = performance.now() - started
+      this.cgroups.setFrozen(name, false)
+      this.cgroups.dropAgentCache(name)
+      return { bytes, durationMs }
+    } catch (thrown) {
+      // criu thaws what it froze: back to how it was found.
+      this.cgroups.setFrozen(name, true)
+      this.network.unlock(spec.slot)
+      await rm(dir, { recursive: true, force: true })
+      throw thrown
+    }
+  }
+
+  /**
+   * Brings the agent back from the image; it runs, and the network is open, when this returns.
+   * @param resetProxy connections to the LLM proxy that a former orb held are reset first
+   * @throws CriuError; the image is kept, nothing of a half restored tree stays
+   */
+  async restore(spec: ComputerSpec, image: string, resetProxy: boolean): Promise<{ durationMs: number }> {
+    const started = performance.now()
+    await this.up(spec)
+    this.network.lock(spec.slot)
+    const name = objectName(spec.shortId)
+    const dir = this.imageDir(spec, image)
+    try {
+      const { drained } = await this.criu.restore({ ...this.target(spec), dir, cgroups: this.cgroups.joinFiles(name, 'agent') })
+      this.trackDraining(spec.id, drained)
+      if (resetProxy) this.network.resetProxyConnections(spec.shortId)
+      this.network.unlock(spec.slot)
+      return { durationMs: performance.now() - started }
+    } catch (thrown) {
+      await killLeaf(this.cgroups, name, 'agent')
+      throw thrown
+    }
+  }
+
+  /** Removes an image once no page of it is needed any more; a missing one is no error. */
+  async removeImage(spec: ComputerSpec, image: string): Promise<void> {
+    await this.draining.get(spec.id)
+    await rm(this.imageDir(spec, image), { recursive: true, force: true })
+  }
+
+  /** After the pages of the last restore are all in: true; false when their daemon failed, which the agent will not survive. */
+  drained(spec: ComputerSpec): Promise<boolean> {
+    return this.draining.get(spec.id) ?? Promise.resolve(true)
+  }
+
+  /**
+   * What a crash of orb left of a transition: waits for a criu that is still at work, then says how its image stands.
+   * Page daemons go on and are waited for before the image is used again.
+   */
+  async settle(spec: ComputerSpec, image: string | null): Promise<{ imageComplete: boolean; restored: boolean }> {
+    if (image === null) return { imageComplete: false, restored: false }
+    const dir = this.imageDir(spec, image)
+    const working = async () => (await runningCriu(this.options.data.root)).filter((criu) => criu.dir === dir)
+    for (;;) {
+      const busy = (await working()).filter((criu) => criu.operation !== 'lazy-pages')
+      if (busy.length === 0) break
+      await Bun.sleep(DRAIN_MS)
+    }
+    if ((await working()).length > 0) {
+      this.trackDraining(spec.id, (async () => {
+        while ((await working()).length > 0) await Bun.sleep(DRAIN_MS)
+        return true
+      })())
+    }
+    return { imageComplete: await isComplete(dir), restored: await isRestored(dir) }
+  }
+
+  private trackDraining(id: string, drained: Promise<boolean>): void {
+    this.draining.set(id, drained)
+    void drained.then(() => {
+      if (this.draining.get(id) === drained) this.draining.delete(id)
+    })
+  }
+
+  /* ---- commands beside the agent ---- */
+
+  /**
+   * Runs a command in the computer. Returns when it ends, even if a child it left behind holds its output; after the
+   * timeout the command and all its children are killed. Calls may overlap. @throws Error when it could not be started
+   */
+  async exec(spec: ComputerSpec, request: ExecRequest): Promise<ExecResult> {
+    await this.up(spec)
+    const name = objectName(spec.shortId)
+    const leaf: Leaf = `exec-${randomBytes(6).toString('hex')}`
+    const started = performance.now()
+    const child = launcher.spawnCommand(this.launch, {
+      argv: request.argv,
+      env: request.env,
+      cwd: request.cwd,
+      cgroups: this.cgroups.joinFiles(name, leaf),
+      initPid: this.initPid(spec),
+    })
+    let timedOut = false
+    const timer = setTimeout(() => {
+      timedOut = true
+      this.cgroups.kill(name, leaf)
+    }, request.timeoutMs)
+    const [stdout, stderr] = [new Tail(request.maxBytes), new Tail(request.maxBytes)]
+    const reading = Promise.all([collect(child.stdout, stdout), collect(child.stderr, stderr)])
+    const exitCode = await child.exited
+    clearTimeout(timer)
+    await Promise.race([reading, Bun.sleep(DRAIN_MS)])
+    const result: ExecResult = {
+      exitCode: timedOut ? EXIT_TIMEOUT : exitCode,
+      stdout: stdout.text(),
+      stderr: stderr.text(),
+      truncated: stdout.truncated || stderr.truncated,
+      timedOut,
+      durationMs: Math.round(performance.now() - started),
+    }
+    stdout.close()
+    stderr.close()
+    // A leaf whose background processes live on goes with /restart or the computer.
+    this.cgroups.removeLeaf(name, leaf)
+    return result
+  }
+
+  /* ---- who is calling ---- */
+
+  /** Whether the connection from `port` of the computer to the LLM proxy was made by its agent's tree. */
+  isAgentConnection(spec: ComputerSpec, port: number): boolean {
+    return this.network.cgroupOf(spec.shortId, spec.slot, port) === this.cgroups.agentId(objectName(spec.shortId))
+  }
+
+  /** For tests and benchmarks' tear-down: rules and gateway address go; computers must be down. */
+  async stop(): Promise<void> {
+    await this.network.stop()
+  }
+
+  /** Leaves all as it is and lets go of orb's own handles. */
+  close(): void {
+    this.network.close()
+  }
+
+  private target(spec: ComputerSpec): CriuTarget {
+    return {
+      initPid: this.initPid(spec),
+      rootfs: this.paths(spec).rootfs,
+      netns: this.network.netnsFile(spec.shortId),
+      devices: this.devices,
+      hostUsr: baseNamed(spec.base, this.options.data.images).hostUsr,
+      masks: this.masks,
+    }
+  }
+
+  private initPid(spec: ComputerSpec): number {
+    const pid = this.findInit(spec)
+    if (pid === null) throw new Error('the computer is not up')
+    return pid
+  }
+
+  /** The computer's pid 1, also when a former orb started it. */
+  private findInit(spec: ComputerSpec): number | null {
+    const pids = this.cgroups.processes(objectName(spec.shortId), 'init')
+    const known = this.inits.get(spec.id)
+    if (known !== undefined && pids.includes(known)) return known
+    const found = pids.find((pid) => !launcher.isZombie(pid))
+    if (found === undefined) return null
+    this.inits.set(spec.id, found)
+    return found
+  }
+}
+
+/** Reads to the end; what comes after `close` is thrown away, so that a writer left behind is not ended by a full pipe. */
+async function collect(stream: ReadableStream<Uint8Array>, tail: Tail): Promise<void> {
+  for await (const chunk of stream) tail.push(chunk)
+}
