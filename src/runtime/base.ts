@@ -18,13 +18,59 @@ export interface Base {
  * server, its users or its keys.
  */
 const ETC_FROM_HOST = [
-  'adduser.conf', 'alternatives', 'apt/apt.conf.d', 'apt/keyrings', 'apt/preferences.d', 'apt/sources.list',
-  'apt/sources.list.d', 'apt/trusted.gpg.d', 'bash.bashrc', 'bash_completion', 'ca-certificates', 'ca-certificates.conf',
-  'debconf.conf', 'debian_version', 'default/useradd', 'deluser.conf', 'dpkg', 'gai.conf', 'inputrc', 'java-17-openjdk',
-  'ld.so.cache', 'ld.so.conf', 'ld.so.conf.d', 'localtime', 'login.defs', 'magic', 'mime.types', 'nanorc',
-  'nsswitch.conf', 'os-release', 'pam.conf', 'pam.d', 'perl', 'pki', 'profile', 'profile.d', 'protocols', 'python3',
-  'python3.11', 'python3.12', 'python3.13', 'security', 'services', 'shells', 'skel', 'ssl/certs', 'ssl/openssl.cnf',
-  'sudoers', 'sudoers.d/README', 'terminfo', 'timezone', 'vim', 'xattr.conf',
+  'adduser.conf',
+  'alternatives',
+  'apt/apt.conf.d',
+  'apt/keyrings',
+  'apt/preferences.d',
+  'apt/sources.list',
+  'apt/sources.list.d',
+  'apt/trusted.gpg.d',
+  'bash.bashrc',
+  'bash_completion',
+  'ca-certificates',
+  'ca-certificates.conf',
+  'debconf.conf',
+  'debian_version',
+  'default/useradd',
+  'deluser.conf',
+  'dpkg',
+  'gai.conf',
+  'inputrc',
+  'java-17-openjdk',
+  'ld.so.cache',
+  'ld.so.conf',
+  'ld.so.conf.d',
+  'localtime',
+  'login.defs',
+  'magic',
+  'mime.types',
+  'nanorc',
+  'nsswitch.conf',
+  'os-release',
+  'pam.conf',
+  'pam.d',
+  'perl',
+  'pki',
+  'profile',
+  'profile.d',
+  'protocols',
+  'python3',
+  'python3.11',
+  'python3.12',
+  'python3.13',
+  'security',
+  'services',
+  'shells',
+  'skel',
+  'ssl/certs',
+  'ssl/openssl.cnf',
+  'sudoers',
+  'sudoers.d/README',
+  'terminfo',
+  'timezone',
+  'vim',
+  'xattr.conf',
 ]
 
 /** Users that packages and programs take for granted; numbers below 1000 are Debian's and the same everywhere. */
@@ -62,16 +108,53 @@ const SHADOW_DAY = 19000
 
 /** Directories of every computer (Orb Cloud contract §10), with what a Unix root has. */
 const DIRECTORIES: [path: string, mode: number][] = [
-  ['.orb', 0o755], ['agent', 0o755], ['agent/.orb', 0o755], ['agent/cache', 0o755], ['agent/code', 0o755],
-  ['agent/data', 0o755], ['agent/packages', 0o755], ['agent/packages/bin', 0o755], ['boot', 0o755], ['dev', 0o755],
-  ['etc', 0o755], ['home', 0o755], ['media', 0o755], ['mnt', 0o755], ['opt', 0o755], ['proc', 0o555], ['root', 0o700],
-  ['run', 0o755], ['run/lock', 0o1777], ['srv', 0o755], ['sys', 0o555], ['tmp', 0o1777], ['usr', 0o755], ['var', 0o755],
-  ['var/backups', 0o755], ['var/cache', 0o755], ['var/cache/apt', 0o755], ['var/cache/apt/archives', 0o755],
-  ['var/cache/apt/archives/partial', 0o700], ['var/cache/debconf', 0o755], ['var/lib', 0o755], ['var/lib/apt', 0o755],
-  ['var/lib/apt/lists', 0o755], ['var/lib/apt/lists/partial', 0o700], ['var/lib/dpkg', 0o755],
-  ['var/lib/dpkg/alternatives', 0o755], ['var/lib/dpkg/info', 0o755], ['var/lib/dpkg/parts', 0o755],
-  ['var/lib/dpkg/triggers', 0o755], ['var/lib/dpkg/updates', 0o755], ['var/local', 0o2775], ['var/log', 0o755],
-  ['var/log/apt', 0o755], ['var/log/orb', 0o755], ['var/mail', 0o2775], ['var/spool', 0o755], ['var/tmp', 0o1777],
+  ['.orb', 0o755],
+  ['agent', 0o755],
+  ['agent/.orb', 0o755],
+  ['agent/cache', 0o755],
+  ['agent/code', 0o755],
+  ['agent/data', 0o755],
+  ['agent/packages', 0o755],
+  ['agent/packages/bin', 0o755],
+  ['boot', 0o755],
+  ['dev', 0o755],
+  ['etc', 0o755],
+  ['home', 0o755],
+  ['media', 0o755],
+  ['mnt', 0o755],
+  ['opt', 0o755],
+  ['proc', 0o555],
+  ['root', 0o700],
+  ['run', 0o755],
+  ['run/lock', 0o1777],
+  ['srv', 0o755],
+  ['sys', 0o555],
+  ['tmp', 0o1777],
+  ['usr', 0o755],
+  ['var', 0o755],
+  ['var/backups', 0o755],
+  ['var/cache', 0o755],
+  ['var/cache/apt', 0o755],
+  ['var/cache/apt/archives', 0o755],
+  ['var/cache/apt/archives/partial', 0o700],
+  ['var/cache/debconf', 0o755],
+  ['var/lib', 0o755],
+  ['var/lib/apt', 0o755],
+  ['var/lib/apt/lists', 0o755],
+  ['var/lib/apt/lists/partial', 0o700],
+  ['var/lib/dpkg', 0o755],
+  ['var/lib/dpkg/alternatives', 0o755],
+  ['var/lib/dpkg/info', 0o755],
+  ['var/lib/dpkg/parts', 0o755],
+  ['var/lib/dpkg/triggers', 0o755],
+  ['var/lib/dpkg/updates', 0o755],
+  ['var/local', 0o2775],
+  ['var/log', 0o755],
+  ['var/log/apt', 0o755],
+  ['var/log/orb', 0o755],
+  ['var/mail', 0o2775],
+  ['var/spool', 0o755],
+  ['var/tmp', 0o1777],
 ]
 
 /** The links of a merged-usr system. */
@@ -106,7 +189,8 @@ export const baseNamed = (name: string, images: string): Base =>
 
 async function prepareHostBase(images: string): Promise<Base> {
   for (const name of ['bin', 'sbin', 'lib']) {
-    if (!(await lstat(`/${name}`)).isSymbolicLink()) throw new Error(`base host needs a merged /usr, but /${name} is a directory`)
+    if (!(await lstat(`/${name}`)).isSymbolicLink())
+      throw new Error(`base host needs a merged /usr, but /${name} is a directory`)
   }
   const seen: string[] = []
   for (const name of ETC_FROM_HOST) {
@@ -139,8 +223,12 @@ async function fillHostBase(root: string): Promise<void> {
   for (const name of ETC_FROM_HOST) await copy(join('/etc', name), join(root, 'etc', name))
   if (existsSync('/etc/ssl/certs')) await resolveOutsideLinks(join(root, 'etc/ssl/certs'), '/etc/ssl/certs')
 
-  const accounts = PASSWD.trimEnd().split('\n').map((line) => line.slice(0, line.indexOf(':')))
-  const groups = GROUP.trimEnd().split('\n').map((line) => line.slice(0, line.indexOf(':')))
+  const accounts = PASSWD.trimEnd()
+    .split('\n')
+    .map((line) => line.slice(0, line.indexOf(':')))
+  const groups = GROUP.trimEnd()
+    .split('\n')
+    .map((line) => line.slice(0, line.indexOf(':')))
   await put(root, 'etc/passwd', PASSWD)
   await put(root, 'etc/group', GROUP)
   await put(root, 'etc/shadow', accounts.map((name) => `${name}:*:${SHADOW_DAY}:0:99999:7:::\n`).join(''), 0o640)
@@ -178,11 +266,19 @@ async function resolveOutsideLinks(dir: string, original: string): Promise<void>
 
 /** Device nodes of every computer: name, major, minor (Linux allocated devices list). */
 const DEVICES: [name: string, major: number, minor: number][] = [
-  ['null', 1, 3], ['zero', 1, 5], ['full', 1, 7], ['random', 1, 8], ['urandom', 1, 9], ['tty', 5, 0],
+  ['null', 1, 3],
+  ['zero', 1, 5],
+  ['full', 1, 7],
+  ['random', 1, 8],
+  ['urandom', 1, 9],
+  ['tty', 5, 0],
 ]
 
 const DEVICE_LINKS: [name: string, target: string][] = [
-  ['fd', '/proc/self/fd'], ['stdin', '/proc/self/fd/0'], ['stdout', '/proc/self/fd/1'], ['stderr', '/proc/self/fd/2'],
+  ['fd', '/proc/self/fd'],
+  ['stdin', '/proc/self/fd/0'],
+  ['stdout', '/proc/self/fd/1'],
+  ['stderr', '/proc/self/fd/2'],
   ['ptmx', 'pts/ptmx'],
 ]
 

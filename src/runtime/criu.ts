@@ -68,11 +68,29 @@ export class Criu {
     await mkdir(dir, { recursive: true, mode: 0o700 })
     const netnsInode = statSync(options.netns).ino
     const code = await this.run(options.initPid, [], dir, DUMP_RESULT, [
-      'dump', '-t', String(options.pid), '-D', dir, '-o', join(dir, 'dump.log'), '-v1',
-      '--root', options.rootfs, '--external', `net[${netnsInode}]:orbnet`,
+      'dump',
+      '-t',
+      String(options.pid),
+      '-D',
+      dir,
+      '-o',
+      join(dir, 'dump.log'),
+      '-v1',
+      '--root',
+      options.rootfs,
+      '--external',
+      `net[${netnsInode}]:orbnet`,
       ...mounts(options).flatMap(({ path, key }) => ['--external', `mnt[${path}]:${key}`]),
-      '--tcp-established', '--network-lock', 'skip', '--manage-cgroups=ignore', '--freeze-cgroup', options.freezerDir,
-      '--file-locks', '--link-remap', '--ghost-limit', String(GHOST_LIMIT_BYTES),
+      '--tcp-established',
+      '--network-lock',
+      'skip',
+      '--manage-cgroups=ignore',
+      '--freeze-cgroup',
+      options.freezerDir,
+      '--file-locks',
+      '--link-remap',
+      '--ghost-limit',
+      String(GHOST_LIMIT_BYTES),
     ])
     if (code !== 0) throw await failure('dump', dir)
     return { bytes: await imageBytes(dir) }
@@ -85,16 +103,42 @@ export class Criu {
   async restore(options: RestoreOptions): Promise<{ drained: Promise<boolean> }> {
     const { dir } = options
     for (const name of [RESTORE_RESULT, PAGES_DRAINED, 'lazy-pages.socket']) await rm(join(dir, name), { force: true })
-    const daemon = this.spawn(options.initPid, [], dir, PAGES_DRAINED, [
-      'lazy-pages', '-D', dir, '-o', join(dir, 'lazy.log'), '-v1', '--status-fd', '3',
-    ], true)
+    const daemon = this.spawn(
+      options.initPid,
+      [],
+      dir,
+      PAGES_DRAINED,
+      ['lazy-pages', '-D', dir, '-o', join(dir, 'lazy.log'), '-v1', '--status-fd', '3'],
+      true,
+    )
     await daemon.ready
-    const code = await this.run(options.initPid, options.cgroups, dir, RESTORE_RESULT, [
-      'restore', '-d', '-D', dir, '-o', join(dir, 'restore.log'), '-v1', '--root', options.rootfs,
-      '--inherit-fd', `fd[${NETNS_FD}]:orbnet`,
-      ...mounts(options).flatMap(({ key, source }) => ['--external', `mnt[${key}]:${source}`]),
-      '--tcp-established', '--network-lock', 'skip', '--manage-cgroups=ignore', '--file-locks', '--lazy-pages',
-    ], options.netns)
+    const code = await this.run(
+      options.initPid,
+      options.cgroups,
+      dir,
+      RESTORE_RESULT,
+      [
+        'restore',
+        '-d',
+        '-D',
+        dir,
+        '-o',
+        join(dir, 'restore.log'),
+        '-v1',
+        '--root',
+        options.rootfs,
+        '--inherit-fd',
+        `fd[${NETNS_FD}]:orbnet`,
+        ...mounts(options).flatMap(({ key, source }) => ['--external', `mnt[${key}]:${source}`]),
+        '--tcp-established',
+        '--network-lock',
+        'skip',
+        '--manage-cgroups=ignore',
+        '--file-locks',
+        '--lazy-pages',
+      ],
+      options.netns,
+    )
     if (code === 0) return { drained: daemon.exited.then((exit) => exit === 0) }
     daemon.kill()
     await daemon.exited
@@ -102,20 +146,44 @@ export class Criu {
   }
 
   private async run(
-    initPid: number, cgroups: string[], dir: string, result: string, argv: string[], netns?: string,
+    initPid: number,
+    cgroups: string[],
+    dir: string,
+    result: string,
+    argv: string[],
+    netns?: string,
   ): Promise<number> {
     return this.spawn(initPid, cgroups, dir, result, argv, false, netns).exited
   }
 
   private spawn(
-    initPid: number, cgroups: string[], dir: string, result: string, argv: string[], status: boolean, netns?: string,
+    initPid: number,
+    cgroups: string[],
+    dir: string,
+    result: string,
+    argv: string[],
+    status: boolean,
+    netns?: string,
   ) {
     const { loader, libraryPath, criu, init } = this.files
     const child = Bun.spawn(
       [
-        init, 'criu', '--init', String(initPid), ...cgroups.flatMap((file) => ['--cgroup', file]),
-        '--kdat', this.kdat, '--result', join(dir, result), ...(netns ? ['--fd', `${NETNS_FD}=${netns}`] : []),
-        '--', loader, '--library-path', libraryPath, criu, ...argv,
+        init,
+        'criu',
+        '--init',
+        String(initPid),
+        ...cgroups.flatMap((file) => ['--cgroup', file]),
+        '--kdat',
+        this.kdat,
+        '--result',
+        join(dir, result),
+        ...(netns ? ['--fd', `${NETNS_FD}=${netns}`] : []),
+        '--',
+        loader,
+        '--library-path',
+        libraryPath,
+        criu,
+        ...argv,
       ],
       {
         stdio: ['ignore', 'ignore', Bun.file(join(dir, `${argv[0]}.stderr`)), ...(status ? (['pipe'] as const) : [])],
@@ -123,7 +191,11 @@ export class Criu {
         detached: true,
       },
     )
-    return { ready: status ? statusByte(child.stdio[3]) : Promise.resolve(), exited: child.exited, kill: () => child.kill() }
+    return {
+      ready: status ? statusByte(child.stdio[3]) : Promise.resolve(),
+      exited: child.exited,
+      kill: () => child.kill(),
+    }
   }
 }
 
@@ -138,7 +210,11 @@ async function statusByte(fd: number | null | undefined): Promise<void> {
 /** Mounts that criu leaves to us: what they are called in the image, where they lie inside and on the host. */
 function mounts(target: CriuTarget): { path: string; key: string; source: string }[] {
   const usr = target.hostUsr ? [{ path: '/usr', key: 'usr', source: join(target.rootfs, 'usr') }] : []
-  const masks = target.masks.map((path) => ({ path, key: path.replaceAll('/', '_'), source: join(target.devices, 'null') }))
+  const masks = target.masks.map((path) => ({
+    path,
+    key: path.replaceAll('/', '_'),
+    source: join(target.devices, 'null'),
+  }))
   return [...usr, { path: '/dev', key: 'dev', source: target.devices }, ...masks]
 }
 
@@ -155,7 +231,9 @@ async function resultOf(dir: string, name: string): Promise<number | null> {
 
 async function imageBytes(dir: string): Promise<number> {
   const names = await readdir(dir)
-  const sizes = await Promise.all(names.filter((name) => name.endsWith('.img')).map(async (name) => (await stat(join(dir, name))).size))
+  const sizes = await Promise.all(
+    names.filter((name) => name.endsWith('.img')).map(async (name) => (await stat(join(dir, name))).size),
+  )
   return sizes.reduce((sum, size) => sum + size, 0)
 }
 
@@ -165,7 +243,10 @@ async function failure(operation: 'dump' | 'restore', dir: string): Promise<Criu
   const errors = log.split('\n').filter((line) => line.includes('Error'))
   // The first error is the cause, the last one only says that all of it failed.
   const line = errors[0] ?? stderr.trim().split('\n').at(-1) ?? ''
-  const reason = line.replace(/^\([\d.]+\)\s*/, '').replace(/^\s*\d+:\s*/, '').replace(/^Error \([^)]*\):\s*/, '')
+  const reason = line
+    .replace(/^\([\d.]+\)\s*/, '')
+    .replace(/^\s*\d+:\s*/, '')
+    .replace(/^Error \([^)]*\):\s*/, '')
   const noSpace = /No space left on device|Disk quota exceeded/.test(log + stderr)
   return new CriuError(operation, reason || `criu gave no reason`, noSpace)
 }

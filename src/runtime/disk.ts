@@ -22,7 +22,17 @@ export async function makeDisk(paths: ComputerPaths, diskMb: number): Promise<vo
   await file.close()
   const journal = diskMb < SMALL_DISK_MB ? ['-J', `size=${SMALL_JOURNAL_MB}`] : []
   // Root inside is the only user that matters: no blocks are kept back for it.
-  await run(['mkfs.ext4', '-q', '-F', '-m', '0', '-E', 'lazy_itable_init=1,lazy_journal_init=1,nodiscard', ...journal, temp])
+  await run([
+    'mkfs.ext4',
+    '-q',
+    '-F',
+    '-m',
+    '0',
+    '-E',
+    'lazy_itable_init=1,lazy_journal_init=1,nodiscard',
+    ...journal,
+    temp,
+  ])
   await run(['mv', temp, paths.disk])
 }
 
@@ -72,11 +82,11 @@ export async function removeDisk(paths: ComputerPaths): Promise<void> {
 /** Every mount point of this process, unescaped. */
 export async function mountPoints(): Promise<Set<string>> {
   const table = await readFile('/proc/self/mounts', 'utf8')
-  return new Set(table.split('\n').map((line) => unescape(line.split(' ')[1] ?? '')))
+  return new Set(table.split('\n').map((line) => unescaped(line.split(' ')[1] ?? '')))
 }
 
 /** Spaces, tabs, newlines and backslashes are octal in the table, proc_pid_mountinfo(5). */
-const unescape = (field: string): string =>
+const unescaped = (field: string): string =>
   field.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
 
 /** What makes a fresh root this computer's: host name, resolver, no key of its own yet. Written on the host side. */

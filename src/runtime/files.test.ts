@@ -190,6 +190,38 @@ describe('read', () => {
     server.close()
   })
 
+  test('a file that a process has leased answers at once instead of waiting for the lease to break', async () => {
+    writeFileSync(at('leased'), 'x')
+    const F_SETLEASE = 1024
+    const F_WRLCK = 1
+    const fcntl = process.arch === 'arm64' ? 25 : 72
+    const holder = spawn(
+      process.execPath,
+      [
+        '-e',
+        `const { sys } = require(process.argv[1])
+         const fd = require('node:fs').openSync(process.argv[2], 'r+')
+         sys(${fcntl}, fd, ${F_SETLEASE}, ${F_WRLCK})
+         process.on('SIGIO', () => undefined)
+         process.stdout.write('ready')
+         setInterval(() => undefined, 1000)`,
+        join(import.meta.dir, 'libc.ts'),
+        at('leased'),
+      ],
+      { stdio: ['ignore', 'pipe', 'inherit'] },
+    )
+    await new Promise((resolve) => holder.stdout.once('data', resolve))
+    const started = performance.now()
+    try {
+      expect(await codeOf(readPath(root, 'leased'))).toBe('invalid_path')
+      expect(performance.now() - started).toBeLessThan(1000)
+    } finally {
+      holder.kill('SIGKILL')
+      await new Promise((resolve) => holder.once('exit', resolve))
+    }
+    expect(await content('leased')).toBe('x')
+  })
+
   test.each([
     ['nothing', 'not_found'],
     ['etc/secret/below', 'not_found'],

@@ -24,7 +24,8 @@ export async function installPid1(rootfs: string, init: string): Promise<string>
     const dir = openDirectory(root)
     try {
       if (!isInstalled(dir, name, content.length)) {
-        const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC | constants.O_NOFOLLOW | constants.O_NONBLOCK
+        const flags =
+          constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC | constants.O_NOFOLLOW | constants.O_NONBLOCK
         const fd = openInRoot(dir, `${name}.part`, flags, 0o755)
         try {
           for (let at = 0; at < content.length; ) at += writeSync(fd, content, at)

@@ -45,14 +45,34 @@ export class SpawnError extends Error {
  */
 export async function boot(files: LauncherFiles, options: BootOptions): Promise<number> {
   const argv = [
-    files.init, 'boot', ...repeat('--cgroup', options.cgroups), '--net', options.netns, '--root', options.rootfs,
-    '--dev', options.devices, '--host', options.hostname, ...repeat('--mask', options.masks),
-    '--shm', String(options.shmBytes), '--seccomp', files.seccomp,
+    files.init,
+    'boot',
+    ...repeat('--cgroup', options.cgroups),
+    '--net',
+    options.netns,
+    '--root',
+    options.rootfs,
+    '--dev',
+    options.devices,
+    '--host',
+    options.hostname,
+    ...repeat('--mask', options.masks),
+    '--shm',
+    String(options.shmBytes),
+    '--seccomp',
+    files.seccomp,
   ]
-  const child = Bun.spawn(argv, { stdin: 'ignore', stdout: 'pipe', stderr: 'pipe', env: HOST_ENVIRONMENT, detached: true })
+  const child = Bun.spawn(argv, {
+    stdin: 'ignore',
+    stdout: 'pipe',
+    stderr: 'pipe',
+    env: HOST_ENVIRONMENT,
+    detached: true,
+  })
   const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()])
   const pid = Number(/^pid (\d+)$/m.exec(stdout)?.[1] ?? 0)
-  if (!pid || !/^ready$/m.test(stdout)) throw new Error(`cannot start the computer: ${stderr.trim() || 'no reason given'}`)
+  if (!pid || !/^ready$/m.test(stdout))
+    throw new Error(`cannot start the computer: ${stderr.trim() || 'no reason given'}`)
   return pid
 }
 
@@ -63,9 +83,24 @@ export async function boot(files: LauncherFiles, options: BootOptions): Promise<
 export async function spawnAgent(files: LauncherFiles, options: AgentOptions): Promise<void> {
   const env = environmentFd(options.env)
   const argv = [
-    files.init, 'agent', ...repeat('--cgroup', options.cgroups), '--init', String(options.initPid),
-    ...repeat('--mask', options.masks), '--shm', String(options.shmBytes), '--seccomp', files.seccomp,
-    '--pid1', options.pid1, '--cwd', options.cwd, '--env', '3', '--', ...options.argv,
+    files.init,
+    'agent',
+    ...repeat('--cgroup', options.cgroups),
+    '--init',
+    String(options.initPid),
+    ...repeat('--mask', options.masks),
+    '--shm',
+    String(options.shmBytes),
+    '--seccomp',
+    files.seccomp,
+    '--pid1',
+    options.pid1,
+    '--cwd',
+    options.cwd,
+    '--env',
+    '3',
+    '--',
+    ...options.argv,
   ]
   try {
     const child = Bun.spawn(argv, { stdio: ['ignore', 'pipe', 'pipe', env], env: HOST_ENVIRONMENT, detached: true })
@@ -82,8 +117,13 @@ export async function spawnAgent(files: LauncherFiles, options: AgentOptions): P
 const explain = (stderr: string): string => stderr.trim().split('\n').at(-1) || 'the program could not be started'
 
 const ERRNO_TEXT: Record<number, string> = {
-  2: 'no such file or directory', 7: 'argument list too long', 8: 'not an executable format', 12: 'out of memory',
-  13: 'permission denied', 20: 'not a directory', 40: 'too many levels of symbolic links',
+  2: 'no such file or directory',
+  7: 'argument list too long',
+  8: 'not an executable format',
+  12: 'out of memory',
+  13: 'permission denied',
+  20: 'not a directory',
+  40: 'too many levels of symbolic links',
 }
 const errnoText = (errno: number): string => ERRNO_TEXT[errno] ?? `error ${errno}`
 
@@ -99,8 +139,19 @@ export interface ExecOptions {
 export function spawnCommand(files: LauncherFiles, options: ExecOptions) {
   const env = environmentFd(options.env)
   const argv = [
-    files.init, 'exec', ...repeat('--cgroup', options.cgroups), '--init', String(options.initPid),
-    '--seccomp', files.seccomp, '--cwd', options.cwd, '--env', '3', '--', ...options.argv,
+    files.init,
+    'exec',
+    ...repeat('--cgroup', options.cgroups),
+    '--init',
+    String(options.initPid),
+    '--seccomp',
+    files.seccomp,
+    '--cwd',
+    options.cwd,
+    '--env',
+    '3',
+    '--',
+    ...options.argv,
   ]
   try {
     return Bun.spawn(argv, { stdio: ['ignore', 'pipe', 'pipe', env], env: HOST_ENVIRONMENT, detached: true })
@@ -117,7 +168,11 @@ const MFD_CLOEXEC = 1
 /** The environment as NUL-separated entries behind a descriptor: it holds secrets, and argv and files can be read. */
 function environmentFd(env: Record<string, string>): number {
   const fd = sys(SYS_MEMFD_CREATE, cString('orb-env'), MFD_CLOEXEC)
-  const data = Buffer.from(Object.entries(env).map(([name, value]) => `${name}=${value}\0`).join(''))
+  const data = Buffer.from(
+    Object.entries(env)
+      .map(([name, value]) => `${name}=${value}\0`)
+      .join(''),
+  )
   let written = 0
   while (written < data.length) written += writeSync(fd, data, written, data.length - written, written)
   return fd
@@ -133,7 +188,8 @@ function statusField(pid: number, name: string): string {
 }
 
 /** Numbers of a process from the outermost pid namespace in: host, computer, agent. */
-export const namespacePids = (pid: number): number[] => statusField(pid, 'NSpid').split(/\s+/).filter(Boolean).map(Number)
+export const namespacePids = (pid: number): number[] =>
+  statusField(pid, 'NSpid').split(/\s+/).filter(Boolean).map(Number)
 
 export const isZombie = (pid: number): boolean => statusField(pid, 'State').startsWith('Z')
 

@@ -1,4 +1,4 @@
-import { existsSync, openSync, closeSync, readFileSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { run } from './command.ts'
 import { NftSets, SocketDiag } from './netlink.ts'
@@ -25,16 +25,23 @@ export interface NetworkOptions {
 
 /** Where no packet of a computer may go: RFC 6890's special ranges, of which 169.254/16 holds cloud metadata. */
 const PRIVATE_NETWORKS = [
-  '0.0.0.0/8', '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '169.254.0.0/16', '172.16.0.0/12', '192.0.0.0/24',
-  '192.168.0.0/16', '198.18.0.0/15', '224.0.0.0-255.255.255.255',
+  '0.0.0.0/8',
+  '10.0.0.0/8',
+  '100.64.0.0/10',
+  '127.0.0.0/8',
+  '169.254.0.0/16',
+  '172.16.0.0/12',
+  '192.0.0.0/24',
+  '192.168.0.0/16',
+  '198.18.0.0/15',
+  '224.0.0.0-255.255.255.255',
 ]
 
 const NETNS_DIR = '/run/netns'
 /** Network, gateway and broadcast address are no computer's. */
 const RESERVED_ADDRESSES = 3
 
-export const dotted = (address: number): string =>
-  [24, 16, 8, 0].map((shift) => (address >>> shift) & 0xff).join('.')
+export const dotted = (address: number): string => [24, 16, 8, 0].map((shift) => (address >>> shift) & 0xff).join('.')
 
 const addressBytes = (address: number): Uint8Array =>
   Uint8Array.of(address >>> 24, (address >>> 16) & 0xff, (address >>> 8) & 0xff, address & 0xff)
@@ -157,7 +164,10 @@ export class Network {
     const key = Uint8Array.of(
       ...addressBytes((this.gatewayNumber + slot) >>> 0),
       ...addressBytes(addressNumber(address)),
-      port >>> 8, port & 0xff, 0, 0,
+      port >>> 8,
+      port & 0xff,
+      0,
+      0,
     )
     this.sets.add('permitted', key)
     return () => this.sets.remove('permitted', key)
@@ -237,7 +247,10 @@ table inet ${table} {
 
   chain from_computer {
     ct state established,related accept
-    ip daddr . tcp dport { ${ports.split(', ').map((port) => `${this.gateway} . ${port}`).join(', ')} } accept
+    ip daddr . tcp dport { ${ports
+      .split(', ')
+      .map((port) => `${this.gateway} . ${port}`)
+      .join(', ')} } accept
     ip daddr ${this.gateway} udp dport 53 accept
     ip daddr ${this.gateway} tcp dport 53 accept
     ip daddr ${this.gateway} icmp type echo-request accept

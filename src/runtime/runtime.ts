@@ -85,14 +85,17 @@ export class Runtime {
   /** @param lockedSlots computers that are asleep: no packet may reach them from the first moment on */
   static async start(options: RuntimeOptions, lockedSlots: number[]): Promise<Runtime> {
     const { data } = options
-    for (const dir of [data.computers, data.checkpoints, data.images, data.run]) {
+    for (const dir of [data.computers, data.checkpoints, data.images, data.run, data.spool]) {
       await mkdir(dir, { recursive: true, mode: 0o700 })
     }
     await writeFile(join(data.run, 'seccomp'), seccompFilter(), { mode: 0o600 })
     const cgroups = Cgroups.detect()
     const [base, devices] = await Promise.all([prepareBase(options.base, data.images), prepareDevices(data.images)])
     const gateway = options.network.subnet.base + 1
-    const network = await Network.start(options.network, lockedSlots.map((slot) => (gateway + slot) >>> 0))
+    const network = await Network.start(
+      options.network,
+      lockedSlots.map((slot) => (gateway + slot) >>> 0),
+    )
     return new Runtime(options, base, devices, network, cgroups)
   }
 
@@ -255,7 +258,12 @@ export class Runtime {
     if (pid === undefined) throw new Error('the agent has no process')
     this.network.lock(spec.slot)
     try {
-      const { bytes } = await this.criu.dump({ ...this.target(spec), dir, pid, freezerDir: this.cgroups.freezerDir(name) })
+      const { bytes } = await this.criu.dump({
+        ...this.target(spec),
+        dir,
+        pid,
+        freezerDir: this.cgroups.freezerDir(name),
+      })
       const durationMs = performance.now() - started
       this.cgroups.setFrozen(name, false)
       this.cgroups.dropAgentCache(name)
@@ -281,7 +289,11 @@ export class Runtime {
     const name = objectName(spec.shortId)
     const dir = this.imageDir(spec, image)
     try {
-      const { drained } = await this.criu.restore({ ...this.target(spec), dir, cgroups: this.cgroups.joinFiles(name, 'agent') })
+      const { drained } = await this.criu.restore({
+        ...this.target(spec),
+        dir,
+        cgroups: this.cgroups.joinFiles(name, 'agent'),
+      })
       this.trackDraining(spec.id, drained)
       if (resetProxy) this.network.resetProxyConnections(spec.shortId)
       this.network.unlock(spec.slot)
@@ -317,10 +329,13 @@ export class Runtime {
       await Bun.sleep(DRAIN_MS)
     }
     if ((await working()).length > 0) {
-      this.trackDraining(spec.id, (async () => {
-        while ((await working()).length > 0) await Bun.sleep(DRAIN_MS)
-        return true
-      })())
+      this.trackDraining(
+        spec.id,
+        (async () => {
+          while ((await working()).length > 0) await Bun.sleep(DRAIN_MS)
+          return true
+        })(),
+      )
     }
     return { imageComplete: await isComplete(dir), restored: await isRestored(dir) }
   }

@@ -229,7 +229,9 @@ export interface OpenFile {
 /** What `api/` calls. Every function throws OrbError and nothing else that a client may see. */
 export interface Services {
   accounts: {
-    register(email: string): Promise<{ tenant_id: string; org_id: string; api_key: string; key_id: string; email: string }>
+    register(
+      email: string,
+    ): Promise<{ tenant_id: string; org_id: string; api_key: string; key_id: string; email: string }>
     login(apiKey: string): Promise<{ token: string; expires_in: number }>
     /** A key or a JWT. Throws `unauthorized`. */
     authenticate(credential: string): Promise<Principal>

@@ -1,0 +1,185 @@
+import { afterAll, beforeAll, test } from 'bun:test'
+import { C, play, type Scenario } from '../scenario.ts'
+import { startTestApi, type TestApi } from '../testing.ts'
+
+let api: TestApi
+
+beforeAll(() => {
+  api = startTestApi()
+})
+afterAll(() => api.running.stop(0))
+
+const SCENARIOS: Scenario[] = [
+  {
+    name: 'build',
+    method: 'POST',
+    path: `${C}/build`,
+    body: '{"org_secrets":{"GITHUB_TOKEN":"t"},"redeploy":true}',
+    status: 200,
+    asked: [['build', { org_secrets: { GITHUB_TOKEN: 't' }, redeploy: true }]],
+  },
+  {
+    name: 'build with a secret of another type',
+    method: 'POST',
+    path: `${C}/build`,
+    body: '{"org_secrets":{"A":1}}',
+    status: 400,
+    error: 'invalid_request',
+    has: ['org_secrets.A must be a string'],
+  },
+  { name: 'builds', path: `${C}/builds`, status: 200, has: ['build_1'] },
+  { name: 'a build', path: `${C}/builds/build_1`, status: 200 },
+  { name: 'unknown build', path: `${C}/builds/build_2`, status: 404, error: 'not_found' },
+
+  {
+    name: 'deploy',
+    method: 'POST',
+    path: `${C}/agents`,
+    body: '{"org_secrets":{"A":""},"orb_config":{"agent":{}},"replace":false,"count":1,"task":"restart"}',
+    status: 201,
+    asked: [['deploy', { org_secrets: { A: '' }, orb_config: { agent: {} }, replace: false }]],
+  },
+  {
+    name: 'deploy two',
+    method: 'POST',
+    path: `${C}/agents`,
+    body: '{"count":2}',
+    status: 400,
+    error: 'invalid_request',
+    has: ['swarms'],
+    asked: [],
+  },
+  {
+    name: 'deploy another task',
+    method: 'POST',
+    path: `${C}/agents`,
+    body: '{"task":"stop"}',
+    status: 400,
+    error: 'invalid_request',
+    has: ['task must be one of: start, restart'],
+  },
+  {
+    name: 'deploy with a config that is no object',
+    method: 'POST',
+    path: `${C}/agents`,
+    body: '{"orb_config":"x"}',
+    status: 400,
+    error: 'invalid_request',
+    has: ['orb_config must be an object'],
+  },
+  {
+    name: 'demote without body',
+    method: 'POST',
+    path: `${C}/agents/demote`,
+    status: 200,
+    asked: [['demote', undefined]],
+  },
+  {
+    name: 'demote by port',
+    method: 'POST',
+    path: `${C}/agents/demote`,
+    body: '{"port":10000}',
+    status: 200,
+    asked: [['demote', 10_000]],
+  },
+  {
+    name: 'demote an unknown port',
+    method: 'POST',
+    path: `${C}/agents/demote`,
+    body: '{"port":9}',
+    status: 404,
+    error: 'port_not_found',
+  },
+  {
+    name: 'demote a port as text',
+    method: 'POST',
+    path: `${C}/agents/demote`,
+    body: '{"port":"10000"}',
+    status: 400,
+    error: 'invalid_request',
+    asked: [],
+  },
+  {
+    name: 'demote port 0',
+    method: 'POST',
+    path: `${C}/agents/demote`,
+    body: '{"port":0}',
+    status: 400,
+    error: 'invalid_request',
+    asked: [],
+  },
+  {
+    name: 'promote port -1',
+    method: 'POST',
+    path: `${C}/agents/promote`,
+    body: '{"port":-1}',
+    status: 400,
+    error: 'invalid_request',
+    asked: [],
+  },
+  {
+    name: 'promote',
+    method: 'POST',
+    path: `${C}/agents/promote`,
+    body: '{"port":10000}',
+    status: 200,
+    asked: [['promote', 10_000]],
+  },
+  { name: 'restart', method: 'POST', path: `${C}/restart`, status: 200, has: ['"restarted":true'] },
+
+  {
+    name: 'exec',
+    method: 'POST',
+    path: `${C}/exec`,
+    body: '{"command":"ls"}',
+    status: 200,
+    asked: [['exec', { command: 'ls', timeout_secs: 30 }]],
+  },
+  {
+    name: 'exec nothing',
+    method: 'POST',
+    path: `${C}/exec`,
+    status: 400,
+    error: 'invalid_request',
+    has: ['command is required'],
+    asked: [],
+  },
+  {
+    name: 'exec an empty command',
+    method: 'POST',
+    path: `${C}/exec`,
+    body: '{"command":""}',
+    status: 400,
+    error: 'invalid_request',
+    asked: [],
+  },
+  {
+    name: 'exec a list',
+    method: 'POST',
+    path: `${C}/exec`,
+    body: '{"command":["ls"]}',
+    status: 400,
+    error: 'invalid_request',
+    asked: [],
+  },
+  {
+    name: 'exec with NUL',
+    method: 'POST',
+    path: `${C}/exec`,
+    body: '{"command":"a\\u0000"}',
+    status: 400,
+    error: 'invalid_request',
+    asked: [],
+  },
+  {
+    name: 'exec for too long',
+    method: 'POST',
+    path: `${C}/exec`,
+    body: '{"command":"ls","timeout_secs":601}',
+    status: 400,
+    error: 'invalid_request',
+    has: ['timeout_secs must be an integer between 1 and 600'],
+  },
+]
+
+test.each(SCENARIOS.map((row) => [row.name, row] as const))('%s', (_, row) => play(api, row))

@@ -1,0 +1,46 @@
+import { z } from 'zod'
+import type { Services } from '../../services/types.ts'
+import { text } from '../fields.ts'
+import { createRateLimit } from '../rate-limit.ts'
+import { publicRoute, type Route } from '../route.ts'
+import { loggedIn, registered } from './schemas.ts'
+
+/** Calls of register and login together, per minute and address (Orb Cloud contract §20). */
+const AUTH_CALLS_PER_MINUTE = 120
+
+const MAX_CREDENTIAL_CHARACTERS = 256
+
+export function authRoutes({ accounts }: Services): Route[] {
+  const limit = createRateLimit(AUTH_CALLS_PER_MINUTE)
+  return [
+    publicRoute({
+      method: 'POST',
+      path: '/api/v1/auth/register',
+      aliases: ['/v1/auth/register'],
+      tag: 'Auth',
+      summary: 'Make an account and its first key',
+      body: z.object({ email: text(3, 254) }),
+      answer: registered,
+      status: 201,
+      errors: ['registration_closed', 'email_taken', 'rate_limited'],
+      handle({ address, body }) {
+        limit(address)
+        return accounts.register(body.email)
+      },
+    }),
+    publicRoute({
+      method: 'POST',
+      path: '/api/v1/auth/login',
+      aliases: ['/v1/auth/login'],
+      tag: 'Auth',
+      summary: 'Exchange a key for a token of 24 hours',
+      body: z.object({ api_key: text(1, MAX_CREDENTIAL_CHARACTERS) }),
+      answer: loggedIn,
+      errors: ['unauthorized', 'rate_limited'],
+      handle({ address, body }) {
+        limit(address)
+        return accounts.login(body.api_key)
+      },
+    }),
+  ]
+}

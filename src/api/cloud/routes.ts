@@ -1,0 +1,25 @@
+import type { Settings } from '../../config.ts'
+import type { Services } from '../../services/types.ts'
+import type { Route } from '../route.ts'
+import { agentRoutes } from './agents.ts'
+import { authRoutes } from './auth.ts'
+import { buildRoutes } from './builds.ts'
+import { computerRoutes } from './computers.ts'
+import { configRoutes } from './config.ts'
+import { execRoutes } from './exec.ts'
+import { fileRoutes } from './files.ts'
+import { keyRoutes } from './keys.ts'
+import { logRoutes } from './logs.ts'
+
+/** Every route of the Orb Cloud contract. */
+export const cloudRoutes = (services: Services, settings: Settings): Route[] => [
+  ...authRoutes(services),
+  ...keyRoutes(services),
+  ...computerRoutes(services, settings),
+  ...configRoutes(services),
+  ...buildRoutes(services),
+  ...agentRoutes(services),
+  ...execRoutes(services, settings),
+  ...logRoutes(services),
+  ...fileRoutes(services),
+]

@@ -1,0 +1,257 @@
+import { z } from 'zod'
+import type {
+  AgentView,
+  BuildRecordView,
+  BuildView,
+  ComputerView,
+  ConfigUploadView,
+  ConfigView,
+  DemoteView,
+  DeployView,
+  DirectoryView,
+  ExecView,
+  LogsView,
+  PromoteView,
+  RestartView,
+  Services,
+} from '../../services/types.ts'
+
+/** Compiles only if both types are the same: the documentation cannot part from what services answer. */
+type Same<A, B> = [A] extends [B] ? ([B] extends [A] ? true : never) : never
+const same = <A, B>(_: Same<A, B>): void => undefined
+
+const time = z.string().meta({ format: 'date-time', example: '2026-04-19T04:05:00Z' })
+const uuid = z.string().meta({ format: 'uuid' })
+const count = z.int().min(0)
+
+const agentState = z.enum(['running', 'frozen', 'checkpointed', 'failed'])
+
+export const computer = z
+  .object({
+    id: uuid,
+    computer_id: uuid,
+    short_id: z.string(),
+    org_id: uuid,
+    name: z.string(),
+    runtime_mb: count,
+    disk_mb: count,
+    status: z.enum(['ready', 'building', 'active', 'failed']),
+    agent_count: count,
+    agent_state: agentState.nullable(),
+    port_mappings: z.array(z.object({ host_port: count, container_port: count })),
+    url: z.string(),
+    subdomain: z.string(),
+    user_id: z.string().nullable(),
+    swarm_id: z.string().nullable(),
+    replica_index: count.nullable(),
+    created_at: time,
+    updated_at: time,
+  })
+  .meta({ id: 'Computer' })
+same<z.infer<typeof computer>, ComputerView>(true)
+
+export const computerList = z.object({ computers: z.array(computer), total: count })
+
+export const deletedComputer = z.object({ id: uuid, computer_id: uuid, deleted: z.literal(true) })
+same<z.infer<typeof deletedComputer>, Awaited<ReturnType<Services['computers']['remove']>>>(true)
+
+export const registered = z.object({
+  tenant_id: uuid,
+  org_id: uuid,
+  api_key: z.string(),
+  key_id: uuid,
+  email: z.string(),
+})
+same<z.infer<typeof registered>, Awaited<ReturnType<Services['accounts']['register']>>>(true)
+
+export const loggedIn = z.object({ token: z.string(), expires_in: count })
+same<z.infer<typeof loggedIn>, Awaited<ReturnType<Services['accounts']['login']>>>(true)
+
+export const createdKey = z.object({
+  key_id: uuid,
+  api_key: z.string(),
+  name: z.string(),
+  prefix: z.string(),
+  created_at: time,
+})
+same<z.infer<typeof createdKey>, Awaited<ReturnType<Services['accounts']['createKey']>>>(true)
+
+export const keyList = z.object({
+  keys: z.array(
+    z.object({
+      key_id: uuid,
+      name: z.string(),
+      prefix: z.string(),
+      scope: z.string(),
+      created_at: time,
+      last_used_at: time.nullable(),
+    }),
+  ),
+  total: count,
+})
+same<z.infer<typeof keyList>, ReturnType<Services['accounts']['listKeys']>>(true)
+
+export const revokedKey = z.object({ key_id: uuid, revoked: z.literal(true) })
+same<z.infer<typeof revokedKey>, ReturnType<Services['accounts']['revokeKey']>>(true)
+
+const configSummary = z
+  .object({
+    agent: z.object({ name: z.string(), lang: z.string(), entry: z.string() }),
+    backend: z.object({ provider: z.string() }),
+    llm: z.object({ base_url: z.string().nullable() }),
+    ports: z.object({ expose: z.array(count) }),
+  })
+  .meta({ id: 'ConfigSummary' })
+
+export const uploadedConfig = z.object({
+  computer_id: uuid,
+  config_summary: configSummary,
+  source: z.string(),
+  warnings: z.array(z.string()),
+})
+same<z.infer<typeof uploadedConfig>, ConfigUploadView>(true)
+
+export const config = z.object({
+  computer_id: uuid,
+  config: z.record(z.string(), z.unknown()),
+  toml: z.string().nullable(),
+  config_summary: configSummary,
+  source: z.enum(['uploaded', 'inline', 'swarm']),
+  updated_at: time,
+})
+same<z.infer<typeof config>, ConfigView>(true)
+
+const buildFields = {
+  computer_id: uuid,
+  build_id: z.string(),
+  cloned: z.boolean(),
+  commit: z.string().nullable(),
+  code_version: z.string().nullable(),
+  steps: z.array(
+    z.object({
+      step: z.string(),
+      exit_code: z.int(),
+      stdout: z.string(),
+      stderr: z.string(),
+      duration_ms: count,
+      timed_out: z.boolean(),
+    }),
+  ),
+  success: z.boolean(),
+  error: z.string().nullable(),
+  message: z.string().nullable(),
+  redeployed: z.boolean(),
+}
+
+export const build = z.object(buildFields).meta({ id: 'Build' })
+same<z.infer<typeof build>, BuildView>(true)
+
+export const buildRecord = z
+  .object({
+    ...buildFields,
+    status: z.enum(['queued', 'running', 'success', 'failure']),
+    started_at: time.nullable(),
+    finished_at: time.nullable(),
+  })
+  .meta({ id: 'BuildRecord' })
+same<z.infer<typeof buildRecord>, BuildRecordView>(true)
+
+export const buildList = z.object({ builds: z.array(buildRecord) })
+
+const deployedAgent = z.object({
+  pid: z.int().nullable(),
+  port: count,
+  state: agentState,
+  sandboxed: z.boolean(),
+  code_version: z.string().nullable(),
+})
+
+export const deployed = z.object({
+  computer_id: uuid,
+  deployed: count,
+  agents: z.array(deployedAgent),
+  port: count,
+  pid: z.int().nullable(),
+  state: agentState,
+  url: z.string(),
+  warnings: z.array(z.string()),
+})
+same<z.infer<typeof deployed>, DeployView>(true)
+
+export const agent = z
+  .object({
+    ...deployedAgent.shape,
+    computer_id: uuid,
+    name: z.string(),
+    started_at: time.nullable(),
+    exit_code: z.int().nullable(),
+    stderr_tail: z.string().nullable(),
+    failure_reason: z.enum(['exit', 'oom', 'restore_failed']).nullable(),
+    sleep_reason: z.enum(['llm', 'idle', 'manual']).nullable(),
+  })
+  .meta({ id: 'Agent' })
+same<z.infer<typeof agent>, AgentView>(true)
+
+export const agentList = z.object({ agents: z.array(agent), total: count })
+
+export const demoted = z.object({
+  computer_id: uuid,
+  status: z.literal('demoted'),
+  port: count,
+  state: agentState,
+  checkpoint_dir: z.string(),
+  kind: z.enum(['full', 'incremental']),
+  size_bytes: count,
+  duration_ms: count,
+})
+same<z.infer<typeof demoted>, DemoteView>(true)
+
+export const promoted = z.object({
+  computer_id: uuid,
+  status: z.enum(['promoted', 'running']),
+  port: count,
+  pid: z.int().nullable(),
+  state: agentState,
+  restore_ms: z.number().nullable(),
+})
+same<z.infer<typeof promoted>, PromoteView>(true)
+
+export const restarted = z.object({ computer_id: uuid, restarted: z.literal(true), killed_agents: count })
+same<z.infer<typeof restarted>, RestartView>(true)
+
+export const executed = z.object({
+  stdout: z.string(),
+  stderr: z.string(),
+  exit_code: z.int(),
+  timed_out: z.boolean(),
+  truncated: z.boolean(),
+  duration_ms: count,
+})
+same<z.infer<typeof executed>, ExecView>(true)
+
+export const logs = z.object({
+  computer_id: uuid,
+  lines: z.array(z.object({ ts: time, stream: z.enum(['stdout', 'stderr', 'orb']), line: z.string() })),
+  truncated: z.boolean(),
+})
+same<z.infer<typeof logs>, LogsView>(true)
+
+export const directory = z.object({
+  path: z.string(),
+  files: z.array(
+    z.object({
+      name: z.string(),
+      type: z.enum(['file', 'directory', 'symlink', 'other']),
+      size: count,
+      mode: z.string(),
+      mtime: time,
+    }),
+  ),
+  truncated: z.literal(true).optional(),
+})
+same<z.infer<typeof directory>, DirectoryView>(true)
+
+export const writtenFile = z.object({ path: z.string(), size: count })
+same<z.infer<typeof writtenFile>, Awaited<ReturnType<Services['files']['write']>>>(true)
+
+export const failure = z.looseObject({ error: z.string(), message: z.string() }).meta({ id: 'Error' })

@@ -1,0 +1,255 @@
+import { loadSettings, type Settings } from '../config.ts'
+import { OrbError } from '../errors.ts'
+import { createOrbMetrics } from '../services/system.ts'
+import type { ComputerView, LogLine, Principal, Services } from '../services/types.ts'
+import { type RunningApi, startApi } from './server.ts'
+
+/** The computer that the fake services know, and the keys that they take. */
+export const COMPUTER_ID = 'abc12345-0000-4000-8000-000000000000'
+export const KEY = 'orb_admin'
+export const VIEWER_KEY = 'orb_viewer'
+export const DEPLOY_KEY = 'orb_deploy'
+
+const FILE = 'hello world'
+
+/** The holder of `KEY`. */
+export const ADMIN: Principal = { orgId: 'org', keyId: 'k1', scope: 'full', role: 'admin' }
+
+const PRINCIPALS: Record<string, Principal> = {
+  [KEY]: ADMIN,
+  [VIEWER_KEY]: { orgId: 'org', keyId: 'k2', scope: 'full', role: 'viewer' },
+  [DEPLOY_KEY]: { orgId: 'org', keyId: 'k3', scope: `deploy:${COMPUTER_ID}`, role: 'admin' },
+}
+
+const TIME = '2026-04-19T04:05:00Z'
+
+export const computerView = (more: Partial<ComputerView> = {}): ComputerView => ({
+  id: COMPUTER_ID,
+  computer_id: COMPUTER_ID,
+  short_id: 'abc12345',
+  org_id: 'org',
+  name: 'c',
+  runtime_mb: 512,
+  disk_mb: 1024,
+  status: 'ready',
+  agent_count: 0,
+  agent_state: null,
+  port_mappings: [],
+  url: 'http://abc12345.orb.localhost',
+  subdomain: 'abc12345.orb.localhost',
+  user_id: null,
+  swarm_id: null,
+  replica_index: null,
+  created_at: TIME,
+  updated_at: TIME,
+  ...more,
+})
+
+export interface FakeCall {
+  name: string
+  args: unknown[]
+}
+
+export interface TestApi {
+  running: RunningApi
+  /** What the services were asked, the credential check left out. */
+  calls: FakeCall[]
+  /** Whether whoever followed the logs has left. */
+  followed: { aborted: boolean }
+}
+
+/** The whole HTTP layer on a port of its own, over services that record what they are asked. */
+export function startTestApi(env: Record<string, string> = {}, overrides: Partial<Services> = {}): TestApi {
+  const calls: FakeCall[] = []
+  const followed = { aborted: false }
+  const settings: Settings = loadSettings({
+    flags: {},
+    env: { ORB_LISTEN: '127.0.0.1:0', ...env },
+    file: '/nonexistent/orb.toml',
+  })
+  const services = { ...fakeServices(calls, followed), ...overrides }
+  const running = startApi({ services, settings, metrics: createOrbMetrics(), version: '1.2.3' })
+  return { running, calls, followed }
+}
+
+export function fakeServices(calls: FakeCall[], followed: { aborted: boolean }): Services {
+  const note = (name: string, ...args: unknown[]) => void calls.push({ name, args })
+  const known = (id: string) => {
+    if (id !== COMPUTER_ID && id !== 'abc12345') throw new OrbError('not_found', 'no such computer')
+  }
+  const summary = {
+    agent: { name: 'a', lang: 'node', entry: 'a.js' },
+    backend: { provider: 'multi' },
+    llm: { base_url: null },
+    ports: { expose: [] },
+  }
+  const build = {
+    computer_id: COMPUTER_ID,
+    build_id: 'build_1',
+    cloned: false,
+    commit: null,
+    code_version: null,
+    steps: [],
+    success: true,
+    error: null,
+    message: null,
+    redeployed: false,
+  }
+  const record = { ...build, status: 'success', started_at: TIME, finished_at: TIME } as const
+  const agent = { pid: 1, port: 10_000, state: 'running', sandboxed: true, code_version: null } as const
+  return {
+    accounts: {
+      async register(email) {
+        note('register', email)
+        if (email === 'taken@example.com') throw new OrbError('email_taken', 'taken')
+        return { tenant_id: 'org', org_id: 'org', api_key: KEY, key_id: 'k1', email }
+      },
+      async login(key) {
+        if (!PRINCIPALS[key]) throw new OrbError('unauthorized', 'unknown')
+        return { token: 'a.b.c', expires_in: 86_400 }
+      },
+      async authenticate(credential) {
+        const who = PRINCIPALS[credential]
+        if (!who) throw new OrbError('unauthorized', 'unknown')
+        return who
+      },
+      async createKey(_, name) {
+        note('createKey', name)
+        return { key_id: 'k9', api_key: 'orb_new', name, prefix: 'orb_new', created_at: TIME }
+      },
+      listKeys: () => ({ keys: [], total: 0 }),
+      revokeKey(_, keyId) {
+        if (keyId !== 'k9') throw new OrbError('not_found', 'no such key')
+        return { key_id: keyId, revoked: true }
+      },
+    },
+    computers: {
+      async create(_, input) {
+        note('create', input)
+        if (input.name === 'full') throw new OrbError('disk_full', 'the disk is full')
+        if (input.name === 'busy') throw new OrbError('no_capacity', 'no room')
+        if (input.name === 'bug') throw new Error('secret detail in /var/lib/orb')
+        return computerView({ ...input })
+      },
+      list: () => ({ computers: [computerView()], total: 1 }),
+      get(_, id) {
+        known(id)
+        return computerView({ name: 'lone \ud800 surrogate \u0001' })
+      },
+      async remove(_, id) {
+        known(id)
+        return { id: COMPUTER_ID, computer_id: COMPUTER_ID, deleted: true }
+      },
+    },
+    configs: {
+      upload(_, id, raw, kind) {
+        known(id)
+        note('upload', new TextDecoder().decode(raw).slice(0, 100), kind)
+        return { computer_id: COMPUTER_ID, config_summary: summary, source: 'uploaded', warnings: [] }
+      },
+      get() {
+        throw new OrbError('config_not_found', 'no configuration')
+      },
+    },
+    builds: {
+      async run(_, id, input) {
+        known(id)
+        note('build', input)
+        return build
+      },
+      list: () => ({ builds: [record] }),
+      get(_, __, buildId) {
+        if (buildId !== 'build_1') throw new OrbError('not_found', 'no such build')
+        return record
+      },
+    },
+    agents: {
+      async deploy(_, id, input) {
+        known(id)
+        note('deploy', input)
+        const { pid, port, state } = agent
+        return { computer_id: id, deployed: 1, agents: [agent], port, pid, state, url: 'u', warnings: [] }
+      },
+      async list(_, id) {
+        known(id)
+        return { agents: [], total: 0 }
+      },
+      async demote(_, id, port) {
+        known(id)
+        note('demote', port)
+        if (port === 9) throw new OrbError('port_not_found', 'no such port')
+        return {
+          computer_id: id,
+          status: 'demoted',
+          port: 10_000,
+          state: 'checkpointed',
+          checkpoint_dir: 'x',
+          kind: 'full',
+          size_bytes: 1,
+          duration_ms: 1,
+        }
+      },
+      async promote(_, id, port) {
+        note('promote', port)
+        return { computer_id: id, status: 'promoted', port: 10_000, pid: 1, state: 'running', restore_ms: 1 }
+      },
+      restart: async (_, id) => ({ computer_id: id, restarted: true, killed_agents: 1 }),
+    },
+    exec: {
+      async run(_, __, input) {
+        note('exec', input)
+        return { stdout: '', stderr: '', exit_code: 0, timed_out: false, truncated: false, duration_ms: 1 }
+      },
+    },
+    logs: {
+      async read(_, id, query) {
+        known(id)
+        note('logs', query)
+        return { computer_id: id, lines: [logLine('one'), logLine('two')], truncated: false }
+      },
+      async *follow(_, __, query, signal) {
+        note('follow', query)
+        yield logLine('one')
+        yield logLine('two\nsplit')
+        await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve()))
+        followed.aborted = true
+      },
+    },
+    files: {
+      async read(_, id, path) {
+        known(id)
+        note('read', path)
+        if (path === 'missing') throw new OrbError('not_found', 'no such file')
+        if (path !== 'file') return { path, files: [] }
+        return {
+          size: FILE.length,
+          stream: (start, end) =>
+            new ReadableStream({
+              pull(controller) {
+                controller.enqueue(new TextEncoder().encode(FILE.slice(start, end)))
+                controller.close()
+              },
+              cancel: () => note('cancelled'),
+            }),
+          close: () => note('close'),
+        }
+      },
+      async write(_, id, path, body, contentLength) {
+        known(id)
+        let size = 0
+        for await (const chunk of body ?? []) {
+          size += chunk.byteLength
+          if (path === 'small' && size > 1000) throw new OrbError('payload_too_large', 'too large')
+        }
+        note('write', path, size, contentLength)
+        return { path, size }
+      },
+    },
+    system: {
+      health: () => ({ httpStatus: 200, body: { status: 'healthy' } }),
+      metrics: () => 'orb_build_info 1\n',
+    },
+  }
+}
+
+const logLine = (line: string): LogLine => ({ ts: TIME, stream: 'stdout', line })

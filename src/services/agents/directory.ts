@@ -1,0 +1,72 @@
+import type { LlmCall, LlmDirectory } from '../../proxy/types.ts'
+import type { Runtime } from '../../runtime/runtime.ts'
+import type { Store } from '../../store/store.ts'
+import type { ComputerRow } from '../../store/types.ts'
+import { fromJson, type OrbConfig } from '../orb-toml.ts'
+import type { Registry } from './registry.ts'
+
+/** Calls of exec, cron, terminal and builds neither freeze nor wake the agent. */
+const FORWARDED: LlmCall = {
+  waiting: () => undefined,
+  wake: () => undefined,
+  writable: () => undefined,
+  slept: () => false,
+  end: () => undefined,
+}
+
+/** Tells the LLM proxy whose connection it has: the address says which computer, the socket's cgroup says whether the agent. */
+export function createDirectory(runtime: Runtime, registry: Registry, configs: ConfigCache): LlmDirectory {
+  return {
+    identify({ address, port }) {
+      const slot = runtime.network.slotOf(address)
+      const life = slot === null ? null : registry.atSlot(slot)
+      if (!life) return null
+      const { computer } = life
+      const agentTree = runtime.isAgentConnection(computer, port)
+      return {
+        computerId: computer.id,
+        agentTree,
+        get llm() {
+          return configs.current(computer)?.llm ?? { baseUrl: null, provider: 'multi' }
+        },
+        begin: () => (agentTree ? life.ladder.begin() : FORWARDED),
+      }
+    },
+  }
+}
+
+/** Parsed configurations: read at each LLM call, so they are kept until the stored row changes. */
+export class ConfigCache {
+  private readonly parsed = new Map<string, { json: string; config: OrbConfig }>()
+
+  constructor(private readonly store: Store) {}
+
+  /** The deployed one, before a deploy the stored one. */
+  current(computer: ComputerRow): OrbConfig | null {
+    return this.deployed(computer.id) ?? this.stored(computer.id)
+  }
+
+  deployed(computerId: string): OrbConfig | null {
+    return this.read(computerId, 'deployed')
+  }
+
+  stored(computerId: string): OrbConfig | null {
+    return this.read(computerId, 'stored')
+  }
+
+  forget(computerId: string): void {
+    this.parsed.delete(`${computerId} deployed`)
+    this.parsed.delete(`${computerId} stored`)
+  }
+
+  private read(computerId: string, kind: 'deployed' | 'stored'): OrbConfig | null {
+    const row = this.store.configs.get(computerId, kind)
+    if (!row) return null
+    const key = `${computerId} ${kind}`
+    const known = this.parsed.get(key)
+    if (known?.json === row.json) return known.config
+    const config = fromJson(row.json)
+    this.parsed.set(key, { json: row.json, config })
+    return config
+  }
+}

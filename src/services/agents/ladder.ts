@@ -1,0 +1,144 @@
+import type { CallOutcome, LlmCall } from '../../proxy/types.ts'
+
+/** Share of one core is measured over this long before a freeze, at most. */
+const CPU_WINDOW_MS = 1000
+/** A ladder that could not act looks again after this long. */
+const RETRY_MS = 1000
+
+export interface LadderOptions {
+  freezeAfterMs: number
+  checkpointAfterMs: number
+  busyCpuPercent: number
+}
+
+/** The agent, as the ladder sees it. */
+export interface LadderAgent {
+  /** False while it must not sleep: `sleep = "never"`, a build, not in RAM. */
+  maySleep(): boolean
+  /** CPU time of its tree so far, in microseconds. */
+  cpuUs(): number
+  /** Resolves when it is frozen; rejects when it could not be. `still` is asked right before. */
+  freeze(still: () => boolean): Promise<void>
+  /** Resolves when it is on disk; rejects when the dump failed. */
+  checkpoint(still: () => boolean): Promise<void>
+  /** Undefined: it runs and no transition is near. */
+  wake(): Promise<void> | undefined
+}
+
+type CallState = 'sending' | 'waiting' | 'answered'
+
+/**
+ * The freeze ladder (Orb Cloud contract §11.3): while every open call of the agent waits for its answer, the agent is
+ * frozen after `freezeAfterMs` and checkpointed after `checkpointAfterMs`. The clock starts anew with each call, each
+ * delivered answer and each wake.
+ */
+export class Ladder {
+  private readonly calls = new Set<{ state: CallState; slept: boolean }>()
+  private since = performance.now()
+  private timer: Timer | null = null
+  private cpu = { at: 0, us: 0 }
+  /** After a failed dump there is none until the clock starts anew. */
+  private givenUp = false
+
+  constructor(
+    private readonly options: LadderOptions,
+    private readonly agent: LadderAgent,
+  ) {}
+
+  /** Number of calls without a complete answer. */
+  get outstanding(): number {
+    return this.calls.size
+  }
+
+  /** The clock starts anew: the agent was woken, or somebody asked something of it. */
+  touch(): void {
+    this.since = performance.now()
+    this.givenUp = false
+    this.plan()
+  }
+
+  /** The agent went to sleep, whoever sent it there. */
+  fellAsleep(): void {
+    for (const call of this.calls) call.slept = true
+  }
+
+  stop(): void {
+    if (this.timer) clearTimeout(this.timer)
+    this.timer = null
+  }
+
+  /** A new call of the agent's own tree. */
+  begin(): LlmCall {
+    const call = { state: 'sending' as CallState, slept: false }
+    this.calls.add(call)
+    this.touch()
+    return {
+      waiting: () => {
+        call.state = 'waiting'
+        this.plan()
+      },
+      wake: () => {
+        call.state = 'answered'
+        return this.agent.wake()
+      },
+      writable: () => this.agent.wake(),
+      slept: () => call.slept,
+      end: (outcome: CallOutcome) => {
+        this.calls.delete(call)
+        if (outcome === 'delivered' || outcome === 'replayed') this.touch()
+        else this.plan()
+      },
+    }
+  }
+
+  private get waiting(): boolean {
+    return this.calls.size > 0 && [...this.calls].every((call) => call.state === 'waiting')
+  }
+
+  private plan(delayMs?: number): void {
+    this.stop()
+    if (!this.waiting) return
+    const elapsed = performance.now() - this.since
+    const { freezeAfterMs, checkpointAfterMs } = this.options
+    // One stop on the way, so that the CPU share before the freeze is known.
+    const sampleAt = Math.max(0, freezeAfterMs - CPU_WINDOW_MS)
+    const next = [sampleAt, freezeAfterMs, checkpointAfterMs].find((at) => at > elapsed) ?? checkpointAfterMs
+    if (this.cpu.at < this.since) this.sampleCpu()
+    this.timer = setTimeout(() => void this.act(), delayMs ?? Math.max(0, next - elapsed))
+  }
+
+  private async act(): Promise<void> {
+    if (!this.waiting || !this.agent.maySleep()) return this.plan(RETRY_MS)
+    const elapsed = performance.now() - this.since
+    const begun = this.since
+    const still = () => this.waiting && this.since === begun && this.agent.maySleep()
+    if (elapsed < this.options.freezeAfterMs) {
+      this.sampleCpu()
+      return this.plan()
+    }
+    if (this.isBusy()) return this.plan(RETRY_MS)
+    try {
+      if (elapsed < this.options.checkpointAfterMs) {
+        await this.agent.freeze(still)
+        return this.plan()
+      }
+      if (!this.givenUp) await this.agent.checkpoint(still)
+    } catch {
+      // Why is in the agent's log and state. It stays as it is until the answer comes.
+      if (this.since === begun) this.givenUp = true
+    }
+  }
+
+  private sampleCpu(): void {
+    this.cpu = { at: performance.now(), us: this.agent.cpuUs() }
+  }
+
+  private isBusy(): boolean {
+    const now = performance.now()
+    const us = this.agent.cpuUs()
+    const elapsedUs = Math.max(1, now - this.cpu.at) * 1000
+    const percent = ((us - this.cpu.us) / elapsedUs) * 100
+    this.cpu = { at: now, us }
+    return percent > this.options.busyCpuPercent
+  }
+}

@@ -1,0 +1,61 @@
+import { OrbError } from '../../errors.ts'
+import type { Store } from '../../store/store.ts'
+import type { ComputerRow } from '../../store/types.ts'
+import { Life, type LifeDeps } from './life.ts'
+
+/** The agents of all computers, one Life each, by id and by slot. */
+export class Registry {
+  private readonly lives = new Map<string, Life>()
+  private readonly slots = new Map<number, Life>()
+
+  constructor(private readonly deps: LifeDeps) {
+    for (const computer of deps.store.computers.all()) this.of(computer)
+  }
+
+  of(computer: ComputerRow): Life {
+    const known = this.lives.get(computer.id)
+    if (known) return known
+    const life = new Life(this.deps, computer)
+    this.lives.set(computer.id, life)
+    this.slots.set(computer.slot, life)
+    return life
+  }
+
+  /** @throws OrbError not_found */
+  byId(computerId: string): Life {
+    const life = this.lives.get(computerId)
+    if (!life) throw new OrbError('not_found', 'no such computer')
+    return life
+  }
+
+  atSlot(slot: number): Life | null {
+    return this.slots.get(slot) ?? null
+  }
+
+  /** Waits for what is under way, then forgets it. */
+  async remove(computer: ComputerRow): Promise<void> {
+    const life = this.lives.get(computer.id)
+    if (!life) return
+    await life.close()
+    this.lives.delete(computer.id)
+    this.slots.delete(computer.slot)
+  }
+
+  all(): Life[] {
+    return [...this.lives.values()]
+  }
+}
+
+/** Slots whose network must be closed from the first moment after a start: their agents are on disk, or half way. */
+export function lockedSlots(store: Store): number[] {
+  const asleep = new Set(
+    store.agents
+      .all()
+      .filter((row) => row.phase === 'checkpointed' || row.phase === 'checkpointing' || row.phase === 'restoring')
+      .map((row) => row.computerId),
+  )
+  return store.computers
+    .all()
+    .filter((computer) => asleep.has(computer.id))
+    .map((computer) => computer.slot)
+}

@@ -1,0 +1,275 @@
+import { randomInt } from 'node:crypto'
+import type { Cidr } from '../../cidr.ts'
+import { OrbError } from '../../errors.ts'
+import type { AllowEntry } from '../../proxy/addresses.ts'
+import type { Runtime } from '../../runtime/runtime.ts'
+import type { Store } from '../../store/store.ts'
+import type { BuildRow, ComputerRow } from '../../store/types.ts'
+import { buildEnvironment, type EnvironmentFacts } from '../environment.ts'
+import type { FindComputer } from '../lookup.ts'
+import { buildFingerprint, type OrbConfig } from '../orb-toml.ts'
+import type { Secrets } from '../secrets.ts'
+import type { BuildInput, BuildView, Services } from '../types.ts'
+import { cloneEnvironment, type GitAccess, stepEnvironment, tokenForms } from './git.ts'
+import { Queue, type Queued } from './queue.ts'
+import { openGitHost } from './reach.ts'
+import { emptyView, readView, recordView, toResult } from './record.ts'
+import { BuildShell, Cancelled } from './shell.ts'
+import { CloneError, fetchSource } from './source.ts'
+import { runSteps, StepError } from './steps.ts'
+
+/** Of the settings (Orb Cloud contract §1.1). */
+export interface BuildSettings {
+  cloneTimeoutMs: number
+  buildStepTimeoutMs: number
+  buildTimeoutMs: number
+  allowPrivate: readonly AllowEntry[]
+  sandboxAllow: readonly Cidr[]
+}
+
+export interface BuildsDeps {
+  settings: BuildSettings
+  store: Pick<Store, 'builds' | 'agents'>
+  secrets: Secrets
+  /** The stored configuration, or null. */
+  configs: { stored(computerId: string): OrbConfig | null }
+  runtime: Pick<Runtime, 'exec' | 'killAll'> & { network: Pick<Runtime['network'], 'permit'> }
+  findComputer: FindComputer
+  factsOf(computer: ComputerRow): EnvironmentFacts
+  agents: {
+    /** Wakes a sleeping agent and keeps it awake until the returned function is called. */
+    prepareForBuild(computer: ComputerRow): Promise<() => void>
+    redeploy(computerId: string): Promise<unknown>
+  }
+  /** Addresses of a host name; those of the system's resolver when absent. */
+  resolve?(host: string): Promise<string[]>
+  now?(): number
+}
+
+export type Builds = Services['builds'] & {
+  /** Builds with this configuration, for a deploy that brings its own. Secrets that were sent with it are not stored. */
+  buildFor(
+    computer: ComputerRow,
+    config: OrbConfig,
+    input: Pick<BuildInput, 'org_secrets' | 'git_token'>,
+  ): Promise<BuildView>
+  /** Fingerprint of the last build that succeeded. */
+  succeededFingerprint(computerId: string): string | null
+  /** Short commit that the newest clone or update brought to /agent/code, or null. */
+  codeVersion(computerId: string): string | null
+  /** Whether a build runs or waits. */
+  isBuilding(computerId: string): boolean
+  /** Kills what is being built, and with it everything else that runs in the computer, and waits for its end. */
+  cancel(computerId: string): Promise<void>
+  /** At start: builds that a crash cut off have failed. */
+  recover(): void
+}
+
+interface Job extends Queued<BuildView> {
+  computer: ComputerRow
+  row: BuildRow
+  view: BuildView
+  /** For the clone: sent for this build, or sent as secret. */
+  token: string | null
+  redeploy: boolean
+  cancelled: AbortController
+}
+
+/** Joins those that take the stored configuration as it is when they begin. */
+const STORED = 'stored'
+const ID_ALPHABET = 'abcdefghijklmnopqrstuvwxyz0123456789'
+const ID_LENGTH = 16
+/** Digits of a commit that are shown as version of the code. */
+const SHORT_COMMIT = 7
+const KILL_AGAIN_MS = 100
+
+/** Builds of computers (Orb Cloud contract §6). */
+export function createBuilds(deps: BuildsDeps): Builds {
+  const { settings, store, secrets, runtime, agents } = deps
+  const now = deps.now ?? Date.now
+  const queue = new Queue<Job, BuildView>()
+
+  const stored = (computerId: string): OrbConfig => {
+    const config = deps.configs.stored(computerId)
+    if (config) return config
+    throw new OrbError('no_config', 'this computer has no configuration: upload an orb.toml first')
+  }
+
+  function submit(computer: ComputerRow, own: OrbConfig | null, input: BuildInput): Promise<BuildView> {
+    const fingerprint = buildFingerprint(own ?? stored(computer.id))
+    const token = input.git_token ?? input.org_secrets?.['GITHUB_TOKEN'] ?? null
+    const kind = own ? fingerprint : STORED
+    const waiting = queue.waiting(computer.id, kind)
+    if (waiting) {
+      waiting.job.token = token ?? waiting.job.token
+      waiting.job.redeploy ||= input.redeploy ?? false
+      return waiting.done
+    }
+    const id = newBuildId()
+    const view = emptyView(computer.id, id)
+    const row: BuildRow = {
+      id,
+      computerId: computer.id,
+      status: 'queued',
+      result: toResult(view),
+      fingerprint,
+      createdAt: now(),
+      startedAt: null,
+      finishedAt: null,
+    }
+    const redeploy = input.redeploy ?? false
+    const cancelled = new AbortController()
+    const job: Job = { computer, kind, row, view, token, redeploy, cancelled, run: () => run(job, own) }
+    store.builds.put(row)
+    return queue.add(computer.id, job)
+  }
+
+  async function run(job: Job, own: OrbConfig | null): Promise<BuildView> {
+    const { computer, row, view } = job
+    try {
+      if (job.cancelled.signal.aborted) throw new Cancelled()
+      const config = own ?? stored(computer.id)
+      Object.assign(row, { status: 'running', startedAt: now(), fingerprint: buildFingerprint(config) })
+      store.builds.put(row)
+      const release = await agents.prepareForBuild(computer)
+      try {
+        await build(job, config)
+      } finally {
+        release()
+      }
+      await redeploy(job)
+      view.success = true
+    } catch (thrown) {
+      const outcome = outcomeOf(thrown)
+      view.error = outcome?.error ?? (thrown instanceof OrbError ? thrown.code : 'internal')
+      view.message = outcome?.message ?? (thrown instanceof OrbError ? thrown.message : 'the build could not be run')
+      if (outcome === null) throw thrown
+    } finally {
+      Object.assign(row, { status: view.success ? 'success' : 'failure', result: toResult(view), finishedAt: now() })
+      store.builds.put(row)
+    }
+    return view
+  }
+
+  async function redeploy({ computer, view, redeploy }: Job): Promise<void> {
+    if (!redeploy || !store.agents.get(computer.id)) return
+    try {
+      await agents.redeploy(computer.id)
+      view.redeployed = true
+    } catch (thrown) {
+      // The code is new, the agent is not: whoever asked for both must not take that for a success.
+      if (thrown instanceof OrbError) throw new RedeployError(thrown.message)
+      throw thrown
+    }
+  }
+
+  async function build(job: Job, config: OrbConfig): Promise<void> {
+    const { computer, view } = job
+    const access = config.source && gitAccess(computer.id, config.source.git, job)
+    const shell = new BuildShell({
+      exec: (spec, request) => runtime.exec(spec, request),
+      computer,
+      hidden: tokenForms(access?.token ?? null),
+      deadline: performance.now() + settings.buildTimeoutMs,
+      cancelled: job.cancelled.signal,
+    })
+    const base = buildEnvironment(deps.factsOf(computer))
+    const reach = access && (await openGitHost(access.url, reachOptions(computer)))
+    try {
+      if (access && reach && config.source) {
+        access.pins = reach.pins
+        const env = { ...base, ...cloneEnvironment(access) }
+        view.commit = await fetchSource(shell, config.source, env, settings.cloneTimeoutMs)
+        view.code_version = view.commit.slice(0, SHORT_COMMIT)
+        view.cloned = true
+      }
+      if (config.build) {
+        const env = access ? { ...base, ...stepEnvironment(access) } : base
+        await runSteps(shell, config.build, env, settings.buildStepTimeoutMs, view.steps)
+      }
+    } finally {
+      reach?.close()
+    }
+  }
+
+  function gitAccess(computerId: string, address: string, job: Job): GitAccess {
+    const token = (job.token ?? secrets.all(computerId)['GITHUB_TOKEN'] ?? '').trim()
+    return { url: new URL(address), token: token || null, pins: [] }
+  }
+
+  const reachOptions = (computer: ComputerRow) => ({
+    allowPrivate: settings.allowPrivate,
+    sandboxAllow: settings.sandboxAllow,
+    permit: (address: string, port: number) => runtime.network.permit(computer.slot, address, port),
+    resolve: deps.resolve,
+  })
+
+  const liveView = (row: BuildRow): BuildView | null =>
+    queue.jobs(row.computerId).find((job) => job.row.id === row.id)?.view ?? null
+
+  return {
+    async run(who, id, input) {
+      const computer = deps.findComputer(who, id)
+      // Without a configuration nothing is changed, secrets neither.
+      stored(computer.id)
+      secrets.merge(computer.id, input.org_secrets ?? {})
+      return submit(computer, null, input)
+    },
+    list(who, id) {
+      const rows = store.builds.list(deps.findComputer(who, id).id)
+      return { builds: rows.map((row) => recordView(row, liveView(row))) }
+    },
+    get(who, id, buildId) {
+      const row = store.builds.get(deps.findComputer(who, id).id, buildId)
+      if (!row) throw new OrbError('not_found', 'no such build')
+      return recordView(row, liveView(row))
+    },
+    buildFor: (computer, config, input) => submit(computer, config, input),
+    succeededFingerprint: (computerId) => store.builds.lastSuccess(computerId)?.fingerprint ?? null,
+    codeVersion(computerId) {
+      for (const row of store.builds.list(computerId)) {
+        const { code_version } = liveView(row) ?? readView(row)
+        if (code_version !== null) return code_version
+      }
+      return null
+    },
+    isBuilding: (computerId) => queue.jobs(computerId).length > 0,
+    async cancel(computerId) {
+      const [running, ...waiting] = queue.jobs(computerId)
+      if (!running) return
+      for (const job of [running, ...waiting]) job.cancelled.abort()
+      let ended = false
+      const idle = queue.idle(computerId).then(() => {
+        ended = true
+      })
+      // More than once: a command may have been about to start when the first one struck.
+      while (!ended) {
+        await runtime.killAll(running.computer)
+        await Promise.race([idle, Bun.sleep(KILL_AGAIN_MS)])
+      }
+    },
+    recover() {
+      for (const row of store.builds.unfinished()) {
+        const view = { ...readView(row), error: 'interrupted', message: 'orb was stopped during this build' }
+        store.builds.put({ ...row, status: 'failure', result: toResult(view), finishedAt: now() })
+      }
+    },
+  }
+}
+
+/** A build that ran to an end, if to a bad one: its callers get its answer, not an error. */
+function outcomeOf(thrown: unknown): { error: string; message: string } | null {
+  if (thrown instanceof CloneError) return { error: 'clone_failed', message: thrown.message }
+  if (thrown instanceof StepError) return { error: 'step_failed', message: thrown.message }
+  if (thrown instanceof RedeployError) return { error: 'redeploy_failed', message: thrown.message }
+  if (thrown instanceof Cancelled) return { error: 'cancelled', message: 'the computer was deleted during this build' }
+  return null
+}
+
+/** The build succeeded but the agent could not be started anew. */
+class RedeployError extends Error {
+  override name = 'RedeployError'
+}
+
+const newBuildId = (): string =>
+  `build_${Array.from({ length: ID_LENGTH }, () => ID_ALPHABET[randomInt(ID_ALPHABET.length)]).join('')}`

@@ -1,0 +1,127 @@
+import { randomUUID } from 'node:crypto'
+import type { Settings } from '../config.ts'
+import { OrbError } from '../errors.ts'
+import { log } from '../log.ts'
+import { CommandError } from '../runtime/command.ts'
+import { errnoCode } from '../runtime/libc.ts'
+import { Network } from '../runtime/network.ts'
+import type { Runtime } from '../runtime/runtime.ts'
+import type { Store } from '../store/store.ts'
+import type { ComputerRow } from '../store/types.ts'
+import type { ConfigCache } from './agents/directory.ts'
+import type { Registry } from './agents/registry.ts'
+import type { FindComputer } from './lookup.ts'
+import type { Services } from './types.ts'
+import { computerView } from './views.ts'
+
+export interface ComputersDeps {
+  settings: Settings
+  store: Store
+  runtime: Runtime
+  registry: Registry
+  configs: ConfigCache
+  findComputer: FindComputer
+  builds: { isBuilding(computerId: string): boolean; cancel(computerId: string): Promise<void> }
+  /** LLM answers that are kept for a replay. */
+  forgetCalls(computerId: string): void
+}
+
+/** Length of the short id: the first characters of the id (Orb Cloud contract §1.2). */
+const SHORT_ID_LENGTH = 8
+
+/** Orb Cloud contract §3. */
+export function createComputers(deps: ComputersDeps): Services['computers'] {
+  const { settings, store, runtime, registry, findComputer } = deps
+  const deleting = new Set<string>()
+  const view = (computer: ComputerRow) =>
+    computerView(computer, registry.of(computer).row(), deps.builds.isBuilding(computer.id), deps)
+
+  function insert(who: { orgId: string }, input: Parameters<Services['computers']['create']>[1]): ComputerRow {
+    const now = Date.now()
+    for (;;) {
+      const id = randomUUID()
+      const shortId = id.slice(0, SHORT_ID_LENGTH)
+      if (store.computers.get(shortId)) continue
+      return store.computers.insert({
+        id,
+        shortId,
+        orgId: who.orgId,
+        name: input.name,
+        runtimeMb: input.runtime_mb,
+        diskMb: input.disk_mb,
+        userId: input.user_id,
+        swarmId: null,
+        replicaIndex: null,
+        base: runtime.base.name,
+        createdAt: now,
+        updatedAt: now,
+      })
+    }
+  }
+
+  async function discard(computer: ComputerRow): Promise<void> {
+    await runtime.down(computer)
+    await registry.remove(computer)
+    deps.configs.forget(computer.id)
+    deps.forgetCalls(computer.id)
+    // The row goes before the files: what a crash leaves without a row is cleared away at the next start.
+    store.computers.remove(computer.id)
+    await runtime.erase(computer)
+  }
+
+  return {
+    async create(who, input) {
+      if (store.computers.count(who.orgId) >= settings.maxComputers) {
+        throw new OrbError('quota_exceeded', `an organisation may have at most ${settings.maxComputers} computers`)
+      }
+      if (store.computers.all().length >= Network.capacity(networkOf(settings))) {
+        throw new OrbError('no_capacity', `all addresses of ${settings.subnet.text} are in use`)
+      }
+      const computer = insert(who, input)
+      try {
+        await runtime.up(computer)
+        return view(computer)
+      } catch (thrown) {
+        await discard(computer).catch((error) =>
+          log('error', 'a failed computer is not wholly removed', { id: computer.id, error }),
+        )
+        throw creationError(thrown)
+      }
+    },
+
+    list(who) {
+      const computers = store.computers.list(who.orgId).map(view)
+      return { computers, total: computers.length }
+    },
+
+    get: (who, id) => view(findComputer(who, id)),
+
+    async remove(who, id) {
+      const computer = findComputer(who, id)
+      if (deleting.has(computer.id)) throw new OrbError('not_found', 'no such computer')
+      deleting.add(computer.id)
+      try {
+        await deps.builds.cancel(computer.id)
+        await registry.of(computer).stop()
+        await discard(computer)
+      } finally {
+        deleting.delete(computer.id)
+      }
+      return { id: computer.id, computer_id: computer.id, deleted: true }
+    },
+  }
+}
+
+/** The subnet in the form that the runtime takes. */
+export const networkOf = (settings: Settings): { base: number; bits: number } => ({
+  base: Number(settings.subnet.value),
+  bits: settings.subnet.prefix,
+})
+
+function creationError(thrown: unknown): unknown {
+  const text = thrown instanceof CommandError ? thrown.stderr : ''
+  if (errnoCode(thrown) === 'ENOSPC' || /No space left on device/.test(text)) {
+    return new OrbError('disk_full', 'the server has no room for the disk of another computer', {}, { cause: thrown })
+  }
+  return thrown
+}

@@ -1,0 +1,256 @@
+import { readFileSync } from 'node:fs'
+import { readFile, writeFile } from 'node:fs/promises'
+import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
+import type { Settings } from '../config.ts'
+import { log } from '../log.ts'
+import { type AllowEntry, allowed } from '../proxy/addresses.ts'
+import { startDns } from '../proxy/dns.ts'
+import { startLlmProxy } from '../proxy/llm.ts'
+import { unpackBundle } from '../runtime/bundle.ts'
+import { hostNameservers } from '../runtime/network.ts'
+import { dataPaths } from '../runtime/paths.ts'
+import { Runtime } from '../runtime/runtime.ts'
+import { openStore, type Store } from '../store/store.ts'
+import type { ComputerRow } from '../store/types.ts'
+import { VERSION } from '../version.ts'
+import { createAccounts } from './accounts.ts'
+import { ConfigCache, createDirectory } from './agents/directory.ts'
+import { AGENT_PORT } from './agents/life.ts'
+import { lockedSlots, Registry } from './agents/registry.ts'
+import { createAgents } from './agents/service.ts'
+import { Slots } from './agents/slots.ts'
+import { agentStart } from './agents/start.ts'
+import { createBuilds } from './builds/builds.ts'
+import { readView } from './builds/record.ts'
+import { createComputers, networkOf } from './computers.ts'
+import { createConfigs } from './configs.ts'
+import { agentEnvironment, type EnvironmentFacts, resolveSecrets } from './environment.ts'
+import { createExec } from './exec.ts'
+import { createFiles } from './files.ts'
+import { createLogs } from './logs.ts'
+import { createFindComputer } from './lookup.ts'
+import type { Metrics } from './metrics.ts'
+import type { OrbConfig } from './orb-toml.ts'
+import { createSecrets } from './secrets.ts'
+import { createOrbMetrics, createSystem } from './system.ts'
+import type { Services } from './types.ts'
+import { openVault } from './vault.ts'
+
+/** How many agents are looked after at once when orb starts. */
+const RECOVERIES_AT_ONCE = 8
+
+export interface RunningServices {
+  services: Services
+  metrics: Metrics
+  gateway: string
+  /** Takes no more calls, gives open ones `graceMs`, leaves agents as they are. */
+  stop(graceMs: number): Promise<void>
+}
+
+/**
+ * Brings everything up behind the API: database, runtime, proxies, and the agents that a former orb left. The data
+ * directory must exist and belong to this process alone. @throws Error with the reason
+ */
+export async function startServices(settings: Settings): Promise<RunningServices> {
+  const data = dataPaths(settings.dataDir)
+  const files = await unpackBundle(settings.dataDir)
+  const store = openStore(join(settings.dataDir, 'orb.db'))
+  const vault = openVault(settings.dataDir)
+  const metrics = createOrbMetrics()
+  const apiPort = settings.listen.kind === 'tcp' ? settings.listen.port : null
+  const runtime = await Runtime.start(
+    {
+      data,
+      files,
+      base: settings.base,
+      memoryMultiplier: settings.memoryMultiplier,
+      network: {
+        subnet: networkOf(settings),
+        proxyPort: AGENT_PORT,
+        apiPort,
+        allow: settings.sandboxAllow.filter((cidr) => cidr.family === 4).map((cidr) => cidr.text),
+      },
+    },
+    lockedSlots(store),
+  )
+  const { gateway } = runtime.network
+
+  const findComputer = createFindComputer(store)
+  const configs = new ConfigCache(store)
+  const secrets = createSecrets({ secrets: store.secrets, vault })
+  const allowPrivate = allowEntries(settings)
+  const plainHttpAllowed = (url: URL) => allowed(allowPrivate, url.hostname, portOf(url), url.hostname)
+  const factsOf = (computer: ComputerRow, config: OrbConfig | null): EnvironmentFacts => ({
+    computerId: computer.id,
+    proxyUrl: `http://${gateway}:${AGENT_PORT}`,
+    apiUrl: apiPort === null ? settings.publicUrl : `http://${gateway}:${apiPort}`,
+    ports: config?.ports ?? [],
+    replica: null,
+  })
+
+  const registry = new Registry({
+    store,
+    runtime,
+    metrics,
+    slots: new Slots(availableParallelism()),
+    ladder: settings,
+    startOf: (computer) => {
+      const config = configs.deployed(computer.id)
+      if (!config) throw new Error('the agent has no deployed configuration')
+      const { env } = resolveSecrets(config, secrets.all(computer.id), undefined)
+      return agentStart(runtime.paths(computer).rootfs, config, agentEnvironment(factsOf(computer, config), env))
+    },
+    maySleep: (computer) => configs.deployed(computer.id)?.lifecycle.sleep === 'auto',
+    dropConnections: (computerId) => proxy.drop(computerId),
+  })
+  const proxy = startLlmProxy({
+    hostname: gateway,
+    port: AGENT_PORT,
+    directory: createDirectory(runtime, registry, configs),
+    allowPrivate,
+    spoolDir: data.spool,
+    llmTimeoutMs: settings.llmTimeoutMs,
+    replayTtlMs: settings.replayTtlMs,
+  })
+  const dns = await startDns({ hostname: gateway, upstreams: await hostNameservers() })
+
+  const lookup = { computer: findComputer }
+  const builds = createBuilds({
+    settings,
+    allowPrivate,
+    store,
+    runtime,
+    secrets,
+    lookup,
+    environmentFacts: factsOf,
+    agents: {
+      prepareForBuild: (computerId) => registry.byId(computerId).hold(),
+      redeploy: (computerId) => agents.redeploy(computerId),
+    },
+  })
+  const agents = createAgents({
+    settings,
+    store,
+    runtime,
+    registry,
+    secrets,
+    configs,
+    findComputer,
+    plainHttpAllowed,
+    builds,
+    codeVersion: (computerId) => codeVersion(store, computerId),
+  })
+  const services: Services = {
+    accounts: createAccounts({ store, jwtSecret: vault.jwtSecret, registration: settings.registration }),
+    computers: createComputers({
+      settings,
+      store,
+      runtime,
+      registry,
+      configs,
+      findComputer,
+      builds,
+      forgetCalls: (computerId) => proxy.forget(computerId),
+    }),
+    configs: createConfigs({
+      configs: {
+        get: store.configs.get,
+        put(row) {
+          store.configs.put(row)
+          // Before a deploy the ports are those of the stored configuration, afterwards those of the deployed one.
+          if (!configs.deployed(row.computerId))
+            store.ports.reserve(row.computerId, configs.stored(row.computerId)?.ports ?? [])
+        },
+      },
+      findComputer,
+      plainHttpAllowed,
+      now: Date.now,
+    }),
+    builds,
+    agents,
+    exec: createExec({ store, runtime, lookup, environmentFacts: factsOf }),
+    logs: createLogs(registry, findComputer),
+    files: createFiles(runtime, findComputer),
+    system: createSystem({
+      store,
+      dataDir: settings.dataDir,
+      version: VERSION,
+      metrics,
+      checkpointProblem: () => null,
+    }),
+  }
+
+  gauges(metrics, registry)
+  builds.recover()
+  await runtime.removeStrays(new Set(store.computers.all().map((computer) => computer.id)))
+  await recoverAgents(registry, data.run)
+
+  return {
+    services,
+    metrics,
+    gateway,
+    async stop(graceMs) {
+      for (const life of registry.all()) life.ladder.stop()
+      await proxy.stop(graceMs)
+      await dns.stop()
+      await Promise.all(registry.all().map((life) => life.settledDown()))
+      runtime.close()
+      store.close()
+    },
+  }
+}
+
+/** The commit that the computer's code stands at, in short; a failed build may have brought it too. */
+const codeVersion = (store: Store, computerId: string): string | null =>
+  store.builds
+    .list(computerId)
+    .map((row) => readView(row).code_version)
+    .find((version) => version !== null) ?? null
+
+const allowEntries = (settings: Settings): AllowEntry[] =>
+  settings.allowPrivate.map((entry) => {
+    if (entry.kind === 'cidr')
+      return { kind: 'cidr', family: entry.cidr.family, network: entry.cidr.value, prefix: entry.cidr.prefix }
+    return entry.kind === 'host' ? { kind: 'host', host: entry.host, port: entry.port ?? undefined } : entry
+  })
+
+const portOf = (url: URL): number => Number(url.port) || (url.protocol === 'https:' ? 443 : 80)
+
+/** Requests that come meanwhile wait for the agent that they are about. */
+async function recoverAgents(registry: Registry, runDir: string): Promise<void> {
+  const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8')
+  const file = join(runDir, 'boot_id')
+  const rebooted = (await readFile(file, 'utf8').catch(() => boot)) !== boot
+  await writeFile(file, boot)
+  const lives = registry.all()
+  const workers = Array.from({ length: RECOVERIES_AT_ONCE }, async () => {
+    for (let life = lives.pop(); life; life = lives.pop()) {
+      const { shortId } = life.computer
+      await life
+        .recover(rebooted)
+        .catch((error) => log('error', 'computer could not be recovered', { computer: shortId, error }))
+    }
+  })
+  await Promise.all(workers)
+}
+
+function gauges(metrics: Metrics, registry: Registry): void {
+  const count = (values: string[], label: string) =>
+    [...new Set(values)].map((value) => ({
+      labels: { [label]: value },
+      value: values.filter((one) => one === value).length,
+    }))
+  metrics.gauge('orb_agents', () =>
+    count(
+      registry.all().flatMap((life) => life.row()?.phase ?? []),
+      'state',
+    ),
+  )
+  metrics.gauge('orb_llm_inflight', () => [
+    { value: registry.all().reduce((sum, life) => sum + life.ladder.outstanding, 0) },
+  ])
+  metrics.gauge('orb_checkpoint_bytes', () => [
+    { value: registry.all().reduce((sum, life) => sum + (life.row()?.imageBytes ?? 0), 0) },
+  ])
+}

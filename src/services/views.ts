@@ -1,0 +1,66 @@
+import type { Settings } from '../config.ts'
+import type { Store } from '../store/store.ts'
+import type { AgentRow, ComputerRow } from '../store/types.ts'
+import { isoTime, isoTimeOrNull } from '../time.ts'
+import { AGENT_PORT } from './agents/life.ts'
+import { isLive, shownState } from './agents/machine.ts'
+import type { AgentView, ComputerStatus, ComputerView } from './types.ts'
+
+/** Name of a computer below the base domain, and its URL with scheme and port of the API's own. */
+export function addressOf(computer: ComputerRow, settings: Settings): { subdomain: string; url: string } {
+  const subdomain = `${computer.shortId}.${settings.domain}`
+  const { protocol, port } = new URL(settings.publicUrl)
+  return { subdomain, url: `${protocol}//${subdomain}${port ? `:${port}` : ''}` }
+}
+
+/** Orb Cloud contract §3. */
+export function computerView(
+  computer: ComputerRow,
+  row: AgentRow | null,
+  building: boolean,
+  deps: { store: Store; settings: Settings },
+): ComputerView {
+  return {
+    id: computer.id,
+    computer_id: computer.id,
+    short_id: computer.shortId,
+    org_id: computer.orgId,
+    name: computer.name,
+    runtime_mb: computer.runtimeMb,
+    disk_mb: computer.diskMb,
+    status: statusOf(row, building),
+    agent_count: isLive(row) ? 1 : 0,
+    agent_state: row && row.phase !== 'stopping' ? shownState(row.phase) : null,
+    port_mappings: deps.store.ports
+      .list(computer.id)
+      .map(({ hostPort, containerPort }) => ({ host_port: hostPort, container_port: containerPort })),
+    ...addressOf(computer, deps.settings),
+    user_id: computer.userId,
+    swarm_id: computer.swarmId,
+    replica_index: computer.replicaIndex,
+    created_at: isoTime(computer.createdAt),
+    updated_at: isoTime(computer.updatedAt),
+  }
+}
+
+function statusOf(row: AgentRow | null, building: boolean): ComputerStatus {
+  if (building) return 'building'
+  if (!row || row.phase === 'stopping') return 'ready'
+  return row.phase === 'failed' ? 'failed' : 'active'
+}
+
+/** Orb Cloud contract §7.3. */
+export const agentView = (computer: ComputerRow, row: AgentRow, name: string): AgentView => ({
+  computer_id: computer.id,
+  name,
+  port: AGENT_PORT,
+  pid: row.pid,
+  state: shownState(row.phase),
+  sandboxed: true,
+  code_version: row.codeVersion,
+  started_at: isoTimeOrNull(row.startedAt),
+  exit_code: row.exitCode,
+  stderr_tail: row.stderrTail,
+  failure_reason: row.failureReason,
+  sleep_reason: row.phase === 'checkpointed' ? row.sleepReason : null,
+})

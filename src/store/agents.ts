@@ -1,0 +1,67 @@
+import type { Database, SQLQueryBindings } from 'bun:sqlite'
+import type { AgentRow } from './types.ts'
+
+const COLUMNS: { [field in keyof AgentRow]: string } = {
+  computerId: 'computer_id',
+  phase: 'phase',
+  generation: 'generation',
+  pid: 'pid',
+  image: 'image',
+  imageBytes: 'image_bytes',
+  startedAt: 'started_at',
+  exitCode: 'exit_code',
+  stderrTail: 'stderr_tail',
+  failureReason: 'failure_reason',
+  failureMessage: 'failure_message',
+  sleepReason: 'sleep_reason',
+  codeVersion: 'code_version',
+  llmOutstanding: 'llm_outstanding',
+  lastWakeMs: 'last_wake_ms',
+}
+
+type StoredAgent = Omit<AgentRow, 'llmOutstanding'> & { llmOutstanding: number }
+
+/** What an update may set; `generation` among it is the new number. */
+export type AgentChanges = Partial<Omit<AgentRow, 'computerId'>>
+
+export type AgentRepository = ReturnType<typeof agentRepository>
+
+export function agentRepository(db: Database) {
+  const selected = Object.entries(COLUMNS).map(([field, column]) => `${column} AS ${field}`)
+  const columns = Object.values(COLUMNS)
+  const get = db.query<StoredAgent, { computerId: string }>(
+    `SELECT ${selected.join(', ')} FROM agents WHERE computer_id = $computerId`,
+  )
+  const all = db.query<StoredAgent, []>(`SELECT ${selected.join(', ')} FROM agents ORDER BY computer_id`)
+  const put = db.query<void, SQLQueryBindings>(
+    `INSERT OR REPLACE INTO agents (${columns.join(', ')})
+     VALUES (${Object.keys(COLUMNS).map((field) => `$${field}`)})`,
+  )
+  const remove = db.query<void, { computerId: string }>('DELETE FROM agents WHERE computer_id = $computerId')
+  return {
+    get(computerId: string): AgentRow | null {
+      const row = get.get({ computerId })
+      return row && fromStored(row)
+    },
+    all: (): AgentRow[] => all.all().map(fromStored),
+    /** Stores it in place of the one that the computer had. */
+    put: (row: AgentRow): void => void put.run({ ...row }),
+    /**
+     * Sets the named fields if the agent still has this generation. False when it has another or is gone: whoever asked has
+     * been overtaken and must stop.
+     */
+    update(computerId: string, generation: number, changes: AgentChanges): boolean {
+      const changed = Object.entries(COLUMNS).filter(([field]) => field !== 'computerId' && field in changes)
+      if (changed.length === 0) return get.get({ computerId })?.generation === generation
+      const assignments = changed.map(([field, column]) => `${column} = $${field}`)
+      const statement = db.query<void, SQLQueryBindings>(
+        `UPDATE agents SET ${assignments.join(', ')} WHERE computer_id = $computerId AND generation = $heldGeneration`,
+      )
+      return statement.run({ ...changes, computerId, heldGeneration: generation }).changes > 0
+    },
+    /** False when there was none. */
+    remove: (computerId: string): boolean => remove.run({ computerId }).changes > 0,
+  }
+}
+
+const fromStored = (row: StoredAgent): AgentRow => ({ ...row, llmOutstanding: row.llmOutstanding !== 0 })

@@ -1,0 +1,113 @@
+import type { Database } from 'bun:sqlite'
+
+/** Migration n brings the database from version n to n + 1. One that was released is never edited: a new one follows it. */
+const MIGRATIONS: readonly string[] = [
+  `
+  CREATE TABLE orgs (
+    id TEXT PRIMARY KEY,
+    email TEXT NOT NULL UNIQUE,
+    created_at INTEGER NOT NULL
+  ) STRICT;
+
+  CREATE TABLE keys (
+    id TEXT PRIMARY KEY,
+    org_id TEXT NOT NULL REFERENCES orgs (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    prefix TEXT NOT NULL,
+    hash BLOB NOT NULL UNIQUE,
+    scope TEXT NOT NULL,
+    role TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    last_used_at INTEGER
+  ) STRICT;
+  CREATE INDEX keys_by_org ON keys (org_id, created_at);
+
+  CREATE TABLE computers (
+    id TEXT PRIMARY KEY,
+    short_id TEXT NOT NULL UNIQUE,
+    org_id TEXT NOT NULL REFERENCES orgs (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    runtime_mb INTEGER NOT NULL,
+    disk_mb INTEGER NOT NULL,
+    user_id TEXT,
+    swarm_id TEXT,
+    replica_index INTEGER,
+    slot INTEGER NOT NULL UNIQUE CHECK (slot >= 1),
+    base TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    updated_at INTEGER NOT NULL
+  ) STRICT;
+  CREATE INDEX computers_by_org ON computers (org_id, created_at);
+
+  CREATE TABLE ports (
+    computer_id TEXT NOT NULL REFERENCES computers (id) ON DELETE CASCADE,
+    container_port INTEGER NOT NULL,
+    host_port INTEGER NOT NULL UNIQUE,
+    PRIMARY KEY (computer_id, container_port)
+  ) STRICT;
+
+  CREATE TABLE configs (
+    computer_id TEXT NOT NULL REFERENCES computers (id) ON DELETE CASCADE,
+    kind TEXT NOT NULL CHECK (kind IN ('stored', 'deployed')),
+    json TEXT NOT NULL,
+    toml TEXT,
+    source TEXT NOT NULL,
+    updated_at INTEGER NOT NULL,
+    PRIMARY KEY (computer_id, kind)
+  ) STRICT;
+
+  CREATE TABLE secrets (
+    computer_id TEXT NOT NULL REFERENCES computers (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    sealed BLOB NOT NULL,
+    PRIMARY KEY (computer_id, name)
+  ) STRICT;
+
+  CREATE TABLE builds (
+    id TEXT PRIMARY KEY,
+    computer_id TEXT NOT NULL REFERENCES computers (id) ON DELETE CASCADE,
+    status TEXT NOT NULL,
+    result TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    started_at INTEGER,
+    finished_at INTEGER
+  ) STRICT;
+  CREATE INDEX builds_by_computer ON builds (computer_id, created_at);
+
+  CREATE TABLE agents (
+    computer_id TEXT PRIMARY KEY REFERENCES computers (id) ON DELETE CASCADE,
+    phase TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    pid INTEGER,
+    image TEXT,
+    image_bytes INTEGER,
+    started_at INTEGER,
+    exit_code INTEGER,
+    stderr_tail TEXT,
+    failure_reason TEXT,
+    failure_message TEXT,
+    sleep_reason TEXT,
+    code_version TEXT,
+    llm_outstanding INTEGER NOT NULL,
+    last_wake_ms INTEGER
+  ) STRICT;
+  `,
+]
+
+/**
+ * Brings the database to the newest version, all steps or none. Throws when it was written by a newer orb: its tables may
+ * mean something else.
+ */
+export function migrate(db: Database, migrations: readonly string[] = MIGRATIONS): void {
+  const version = db.query<{ user_version: number }, []>('PRAGMA user_version').get()?.user_version ?? 0
+  if (version > migrations.length) {
+    throw new Error(`the database has version ${version}, this orb knows ${migrations.length}: start a newer orb`)
+  }
+  if (version === migrations.length) return
+  const run = db.transaction(() => {
+    for (const step of migrations.slice(version)) db.run(step)
+    db.run(`PRAGMA user_version = ${migrations.length}`)
+  })
+  run.exclusive()
+}

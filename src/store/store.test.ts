@@ -1,0 +1,287 @@
+import { Database } from 'bun:sqlite'
+import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { migrate } from './migrations.ts'
+import { openStore, type Store } from './store.ts'
+import type { AgentRow, BuildRow, ComputerRow, KeyRow } from './types.ts'
+
+let dir: string
+let store: Store
+
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), 'orb-store-'))
+  store = openStore(join(dir, 'orb.db'))
+  store.orgs.insert({ id: 'org-a', email: 'a@example.com', createdAt: 1 })
+  store.orgs.insert({ id: 'org-b', email: 'b@example.com', createdAt: 2 })
+})
+
+afterEach(() => {
+  store.close()
+  rmSync(dir, { recursive: true })
+})
+
+const computer = (id: string, more: Partial<ComputerRow> = {}): Omit<ComputerRow, 'slot'> => ({
+  id,
+  shortId: id.slice(0, 8),
+  orgId: 'org-a',
+  name: 'c',
+  runtimeMb: 512,
+  diskMb: 1024,
+  userId: null,
+  swarmId: null,
+  replicaIndex: null,
+  base: 'host',
+  createdAt: 10,
+  updatedAt: 10,
+  ...more,
+})
+
+const agent = (computerId: string): AgentRow => ({
+  computerId,
+  phase: 'running',
+  generation: 1,
+  pid: 4211,
+  image: null,
+  imageBytes: null,
+  startedAt: 5,
+  exitCode: null,
+  stderrTail: null,
+  failureReason: null,
+  failureMessage: null,
+  sleepReason: null,
+  codeVersion: null,
+  llmOutstanding: true,
+  lastWakeMs: null,
+})
+
+const build = (n: number, status: BuildRow['status']): BuildRow => ({
+  id: `build_${n}`,
+  computerId: 'aaaaaaaa-1',
+  status,
+  result: '{}',
+  fingerprint: `f${n}`,
+  createdAt: n,
+  startedAt: null,
+  finishedAt: null,
+})
+
+describe('database', () => {
+  test('checks foreign keys and can be written', () => {
+    expect(() => store.computers.insert(computer('aaaaaaaa-1', { orgId: 'nobody' }))).toThrow('FOREIGN KEY')
+    expect(() => store.probe()).not.toThrow()
+  })
+
+  test('keeps its content over a restart and lets a second process in', () => {
+    const second = openStore(join(dir, 'orb.db'))
+    second.orgs.insert({ id: 'org-c', email: 'c@example.com', createdAt: 3 })
+    second.close()
+    expect(store.orgs.byEmail('c@example.com')?.id).toBe('org-c')
+  })
+
+  test('of a newer orb is refused', () => {
+    const path = join(dir, 'newer.db')
+    const db = new Database(path)
+    db.run('PRAGMA user_version = 99')
+    db.close()
+    expect(() => openStore(path)).toThrow('the database has version 99')
+  })
+
+  test('a migration that fails leaves the version before', () => {
+    const db = new Database(':memory:')
+    expect(() => migrate(db, ['CREATE TABLE t (x INTEGER) STRICT', 'CREATE NONSENSE'])).toThrow()
+    expect(db.query('SELECT name FROM sqlite_master').all()).toEqual([])
+    expect(db.query('PRAGMA user_version').get()).toEqual({ user_version: 0 })
+    migrate(db, ['CREATE TABLE t (x INTEGER) STRICT'])
+    migrate(db, ['CREATE TABLE t (x INTEGER) STRICT', 'CREATE TABLE u (x INTEGER) STRICT'])
+    expect(db.query('SELECT name FROM sqlite_master ORDER BY name').all()).toEqual([{ name: 't' }, { name: 'u' }])
+  })
+
+  test('a transaction that throws leaves nothing', () => {
+    expect(() =>
+      store.transaction(() => {
+        store.computers.insert(computer('aaaaaaaa-1'))
+        throw new Error('no')
+      }),
+    ).toThrow('no')
+    expect(store.computers.all()).toEqual([])
+  })
+})
+
+describe('keys', () => {
+  const key = (id: string, orgId: string): KeyRow => ({
+    id,
+    orgId,
+    name: id,
+    prefix: 'orb_12345678',
+    hash: new Bun.CryptoHasher('sha256').update(id).digest(),
+    scope: 'full',
+    role: 'admin',
+    createdAt: 1,
+    lastUsedAt: null,
+  })
+
+  test('are found by hash, listed per organisation, removed by their own organisation only', () => {
+    store.keys.insert(key('k1', 'org-a'))
+    store.keys.insert(key('k2', 'org-b'))
+    const found = store.keys.byHash(key('k1', 'org-a').hash)
+    expect(found).toEqual(key('k1', 'org-a'))
+    expect(store.keys.list('org-a').map((row) => row.id)).toEqual(['k1'])
+    expect(store.keys.remove('org-b', 'k1')).toBe(false)
+    expect(store.keys.remove('org-a', 'k1')).toBe(true)
+    expect(store.keys.byHash(key('k1', 'org-a').hash)).toBeNull()
+  })
+
+  test('an email belongs to one organisation', () => {
+    expect(() => store.orgs.insert({ id: 'org-c', email: 'a@example.com', createdAt: 1 })).toThrow('UNIQUE')
+  })
+})
+
+describe('computers', () => {
+  test('take the lowest free slot', () => {
+    const slots = ['aaaaaaaa-1', 'bbbbbbbb-1', 'cccccccc-1'].map((id) => store.computers.insert(computer(id)).slot)
+    expect(slots).toEqual([1, 2, 3])
+    store.computers.remove('bbbbbbbb-1')
+    expect(store.computers.insert(computer('dddddddd-1')).slot).toBe(2)
+    store.computers.remove('aaaaaaaa-1')
+    expect(store.computers.insert(computer('eeeeeeee-1')).slot).toBe(1)
+    expect(store.computers.insert(computer('ffffffff-1')).slot).toBe(4)
+  })
+
+  test('are found by id and short id, counted and listed per organisation, oldest first', () => {
+    store.computers.insert(computer('aaaaaaaa-1', { createdAt: 20 }))
+    store.computers.insert(computer('bbbbbbbb-1', { createdAt: 10 }))
+    store.computers.insert(computer('cccccccc-1', { orgId: 'org-b' }))
+    expect(store.computers.get('aaaaaaaa')).toEqual({ ...computer('aaaaaaaa-1', { createdAt: 20 }), slot: 1 })
+    expect(store.computers.get('aaaaaaaa-1')?.shortId).toBe('aaaaaaaa')
+    expect(store.computers.get('aaaa')).toBeNull()
+    expect(store.computers.list('org-a').map((row) => row.id)).toEqual(['bbbbbbbb-1', 'aaaaaaaa-1'])
+    expect(store.computers.count('org-b')).toBe(1)
+  })
+
+  test('a short id that is taken is refused', () => {
+    store.computers.insert(computer('aaaaaaaa-1'))
+    expect(() => store.computers.insert(computer('aaaaaaaa-2'))).toThrow('UNIQUE')
+  })
+
+  test('remove takes everything along', () => {
+    store.computers.insert(computer('aaaaaaaa-1'))
+    store.ports.reserve('aaaaaaaa-1', [8000])
+    store.configs.put({
+      computerId: 'aaaaaaaa-1',
+      kind: 'stored',
+      json: '{}',
+      toml: null,
+      source: 'inline',
+      updatedAt: 1,
+    })
+    store.secrets.put([{ computerId: 'aaaaaaaa-1', name: 'A', sealed: new Uint8Array([1]) }])
+    store.builds.put(build(1, 'success'))
+    store.agents.put(agent('aaaaaaaa-1'))
+    expect(store.computers.remove('aaaaaaaa-1')).toBe(true)
+    expect(store.computers.remove('aaaaaaaa-1')).toBe(false)
+    expect(store.ports.list('aaaaaaaa-1')).toEqual([])
+    expect(store.configs.get('aaaaaaaa-1', 'stored')).toBeNull()
+    expect(store.secrets.list('aaaaaaaa-1')).toEqual([])
+    expect(store.builds.list('aaaaaaaa-1')).toEqual([])
+    expect(store.agents.get('aaaaaaaa-1')).toBeNull()
+  })
+
+  test('host ports start at 40000, stay with their port and are unique', () => {
+    store.computers.insert(computer('aaaaaaaa-1'))
+    store.computers.insert(computer('bbbbbbbb-1'))
+    const reserve = (id: string, ports: number[]) =>
+      store.ports.reserve(id, ports).map((row) => [row.containerPort, row.hostPort])
+    expect(reserve('aaaaaaaa-1', [8000, 9000])).toEqual([
+      [8000, 40000],
+      [9000, 40001],
+    ])
+    expect(reserve('bbbbbbbb-1', [8000])).toEqual([[8000, 40002]])
+    expect(reserve('aaaaaaaa-1', [7000, 9000])).toEqual([
+      [7000, 40000],
+      [9000, 40001],
+    ])
+    expect(reserve('aaaaaaaa-1', [9000])).toEqual([[9000, 40001]])
+    expect(reserve('bbbbbbbb-1', [8000, 8001])).toEqual([
+      [8000, 40002],
+      [8001, 40000],
+    ])
+  })
+})
+
+describe('configs and secrets', () => {
+  beforeEach(() => void store.computers.insert(computer('aaaaaaaa-1')))
+
+  test('stored and deployed config are separate, each replaced whole', () => {
+    const row = { computerId: 'aaaaaaaa-1', json: '{"a":1}', toml: 'a=1', source: 'uploaded', updatedAt: 1 } as const
+    store.configs.put({ ...row, kind: 'stored' })
+    expect(store.configs.get('aaaaaaaa-1', 'deployed')).toBeNull()
+    store.configs.put({ ...row, kind: 'stored', toml: null, source: 'inline', updatedAt: 2 })
+    expect(store.configs.get('aaaaaaaa-1', 'stored')).toEqual({
+      ...row,
+      kind: 'stored',
+      toml: null,
+      source: 'inline',
+      updatedAt: 2,
+    })
+  })
+
+  test('only the secrets that are put change', () => {
+    const secret = (name: string, byte: number) => ({ computerId: 'aaaaaaaa-1', name, sealed: new Uint8Array([byte]) })
+    store.secrets.put([secret('A', 1), secret('B', 2)])
+    store.secrets.put([secret('B', 3)])
+    expect(store.secrets.list('aaaaaaaa-1')).toEqual([secret('A', 1), secret('B', 3)])
+  })
+})
+
+describe('builds', () => {
+  beforeEach(() => void store.computers.insert(computer('aaaaaaaa-1')))
+
+  test('the last 50 stay, newest first, and the last success', () => {
+    store.builds.put(build(0, 'success'))
+    for (let n = 1; n <= 60; n++) store.builds.put(build(n, 'failure'))
+    const listed = store.builds.list('aaaaaaaa-1').map((row) => row.id)
+    expect(listed.length).toBe(50)
+    expect(listed[0]).toBe('build_60')
+    expect(store.builds.get('aaaaaaaa-1', 'build_5')).toBeNull()
+    expect(store.builds.lastSuccess('aaaaaaaa-1')?.fingerprint).toBe('f0')
+    expect(store.builds.get('bbbbbbbb-1', 'build_60')).toBeNull()
+  })
+
+  test('a build is updated in place; those cut off are found', () => {
+    store.builds.put(build(1, 'queued'))
+    store.builds.put(build(2, 'running'))
+    store.builds.put({ ...build(1, 'success'), finishedAt: 9 })
+    expect(store.builds.get('aaaaaaaa-1', 'build_1')).toEqual({ ...build(1, 'success'), finishedAt: 9 })
+    expect(store.builds.unfinished().map((row) => row.id)).toEqual(['build_2'])
+  })
+})
+
+describe('agents', () => {
+  beforeEach(() => void store.computers.insert(computer('aaaaaaaa-1')))
+
+  test('an update needs the generation that its caller holds', () => {
+    store.agents.put(agent('aaaaaaaa-1'))
+    expect(store.agents.update('aaaaaaaa-1', 1, { phase: 'checkpointing', generation: 2 })).toBe(true)
+    expect(store.agents.update('aaaaaaaa-1', 1, { phase: 'failed' })).toBe(false)
+    expect(store.agents.update('aaaaaaaa-1', 2, { phase: 'checkpointed', pid: null, llmOutstanding: false })).toBe(true)
+    expect(store.agents.get('aaaaaaaa-1')).toEqual({
+      ...agent('aaaaaaaa-1'),
+      phase: 'checkpointed',
+      generation: 2,
+      pid: null,
+      llmOutstanding: false,
+    })
+    expect(store.agents.update('aaaaaaaa-1', 2, {})).toBe(true)
+    expect(store.agents.update('bbbbbbbb-1', 1, { phase: 'failed' })).toBe(false)
+  })
+
+  test('put replaces, remove says whether there was one', () => {
+    store.agents.put(agent('aaaaaaaa-1'))
+    store.agents.put({ ...agent('aaaaaaaa-1'), generation: 7 })
+    expect(store.agents.all().map((row) => row.generation)).toEqual([7])
+    expect(store.agents.remove('aaaaaaaa-1')).toBe(true)
+    expect(store.agents.remove('aaaaaaaa-1')).toBe(false)
+  })
+})

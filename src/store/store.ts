@@ -1,0 +1,62 @@
+import { Database } from 'bun:sqlite'
+import { type AgentRepository, agentRepository } from './agents.ts'
+import { type BuildRepository, buildRepository } from './builds.ts'
+import { type ComputerRepository, computerRepository, type PortRepository, portRepository } from './computers.ts'
+import { type ConfigRepository, configRepository, type SecretRepository, secretRepository } from './configs.ts'
+import { migrate } from './migrations.ts'
+import { type KeyRepository, keyRepository, type OrgRepository, orgRepository } from './orgs.ts'
+
+/** How long a statement waits for another process (`orb keys create` beside `orb serve`) before it fails. */
+const BUSY_TIMEOUT_MS = 10_000
+
+/** The database. Every write is on disk when the call returns. */
+export interface Store {
+  orgs: OrgRepository
+  keys: KeyRepository
+  computers: ComputerRepository
+  ports: PortRepository
+  configs: ConfigRepository
+  secrets: SecretRepository
+  builds: BuildRepository
+  agents: AgentRepository
+  /** Runs `work`, which must not be async, whole or not at all. */
+  transaction<T>(work: () => T): T
+  /** Throws when the database cannot be written. */
+  probe(): void
+  close(): void
+}
+
+/** Opens or creates the database file and migrates it. Throws when it cannot be opened or is of a newer orb. */
+export function openStore(path: string): Store {
+  const db = new Database(path, { create: true, strict: true })
+  try {
+    // First of all: the switch to WAL needs a lock, and without a timeout a second process fails at once.
+    db.run(`PRAGMA busy_timeout = ${BUSY_TIMEOUT_MS}`)
+    db.run('PRAGMA journal_mode = WAL')
+    db.run('PRAGMA synchronous = FULL')
+    db.run('PRAGMA foreign_keys = ON')
+    migrate(db)
+  } catch (error) {
+    db.close()
+    throw error
+  }
+  return {
+    orgs: orgRepository(db),
+    keys: keyRepository(db),
+    computers: computerRepository(db),
+    ports: portRepository(db),
+    configs: configRepository(db),
+    secrets: secretRepository(db),
+    builds: buildRepository(db),
+    agents: agentRepository(db),
+    transaction: (work) => db.transaction(work).immediate(),
+    probe() {
+      db.transaction(() => {
+        const version = db.query<{ user_version: number }, []>('PRAGMA user_version').get()?.user_version
+        // Writing the value that is there already still needs a writable file.
+        db.run(`PRAGMA user_version = ${version}`)
+      }).immediate()
+    },
+    close: () => db.close(),
+  }
+}
