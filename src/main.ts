@@ -8,6 +8,7 @@ import { messageOf } from './errors.ts'
 import { log } from './log.ts'
 import { lockFile } from './runtime/lock.ts'
 import { createAccounts } from './services/accounts.ts'
+import { takeDown } from './services/down.ts'
 import { startServices } from './services/index.ts'
 import { openVault } from './services/vault.ts'
 import { openStore } from './store/store.ts'
@@ -26,6 +27,8 @@ const HELP = `orb ${VERSION}: an agent cloud on one Linux server
       --domain NAME       computers are <short id>.NAME       [orb.localhost]
       --public-url URL    the API as clients reach it         [http://<listen>]
       --config FILE       settings as TOML                    [/etc/orb/config.toml]
+  orb down      take the computers of a stopped orb out of the kernel: processes, mounts, network;
+                disks, checkpoints and database stay, and the next serve brings them up again
   orb doctor    check what this host needs, and name the fix for what is missing
   orb keys create --email E [--name N]
                 print a new API key of an account; works while orb serves
@@ -43,6 +46,8 @@ async function main(argv: string[]): Promise<number> {
       return serve(rest)
     case 'doctor':
       return runDoctor(settingsFrom(rest))
+    case 'down':
+      return down(rest)
     case 'keys':
       return keys(rest)
     case 'version':
@@ -109,6 +114,14 @@ async function withPort(settings: Settings): Promise<Settings> {
     })
   })
   return { ...settings, listen: { ...listen, port }, publicUrl: settings.publicUrl.replace(/:0$/, `:${port}`) }
+}
+
+async function down(argv: string[]): Promise<number> {
+  const settings = settingsFrom(argv)
+  if (process.getuid?.() !== 0) throw new Error('orb down must run as root')
+  const count = await takeDown(settings)
+  console.log(count === null ? 'nothing of it is up' : `${count} ${count === 1 ? 'computer' : 'computers'} taken down, data kept in ${settings.dataDir}`)
+  return 0
 }
 
 async function keys(argv: string[]): Promise<number> {

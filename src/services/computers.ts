@@ -113,7 +113,7 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
 }
 
 /** The subnet in the form that the runtime takes. */
-export const networkOf = (settings: Settings): { base: number; bits: number } => ({
+export const networkOf = (settings: Pick<Settings, 'subnet'>): { base: number; bits: number } => ({
   base: Number(settings.subnet.value),
   bits: settings.subnet.prefix,
 })

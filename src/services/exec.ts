@@ -2,13 +2,13 @@ import { OrbError } from '../errors.ts'
 import type { Runtime } from '../runtime/runtime.ts'
 import type { ComputerRow } from '../store/types.ts'
 import { baseEnvironment, type EnvironmentFacts } from './environment.ts'
-import type { FindComputer } from './lookup.ts'
-import type { Services } from './types.ts'
+import type { Principal, Services } from './types.ts'
 
 export interface ExecDeps {
   runtime: Pick<Runtime, 'exec'>
-  findComputer: FindComputer
-  factsOf(computer: ComputerRow): EnvironmentFacts
+  /** Throws `not_found`. */
+  lookup: { computer(who: Principal, id: string): ComputerRow }
+  environmentFacts(computer: ComputerRow): EnvironmentFacts
 }
 
 /** Limits of the Orb Cloud contract §8 and §20. */
@@ -26,7 +26,7 @@ export function createExec(deps: ExecDeps): Services['exec'] {
 
   return {
     async run(who, id, { command, timeout_secs }) {
-      const computer = deps.findComputer(who, id)
+      const computer = deps.lookup.computer(who, id)
       if (Buffer.byteLength(command) > MAX_COMMAND_BYTES) {
         throw new OrbError('invalid_request', `command must be at most ${MAX_COMMAND_BYTES} bytes`)
       }
@@ -38,7 +38,7 @@ export function createExec(deps: ExecDeps): Services['exec'] {
       try {
         const result = await deps.runtime.exec(computer, {
           argv: shellCommand(command),
-          env: baseEnvironment(deps.factsOf(computer)),
+          env: baseEnvironment(deps.environmentFacts(computer)),
           cwd: WORKING_DIRECTORY,
           timeoutMs: timeout_secs * 1000,
           maxBytes: MAX_OUTPUT_BYTES,

@@ -1,10 +1,9 @@
-import { readFileSync } from 'node:fs'
-import { readFile, writeFile } from 'node:fs/promises'
+import { mkdir } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import type { Settings } from '../config.ts'
 import { log } from '../log.ts'
-import { type AllowEntry, allowed } from '../proxy/addresses.ts'
+import { type AllowEntry, allowed, parseAllowList } from '../proxy/addresses.ts'
 import { startDns } from '../proxy/dns.ts'
 import { startLlmProxy } from '../proxy/llm.ts'
 import { unpackBundle } from '../runtime/bundle.ts'
@@ -21,6 +20,7 @@ import { lockedSlots, Registry } from './agents/registry.ts'
 import { createAgents } from './agents/service.ts'
 import { Slots } from './agents/slots.ts'
 import { agentStart } from './agents/start.ts'
+import { BootNotes } from './boot.ts'
 import { createBuilds } from './builds/builds.ts'
 import { readView } from './builds/record.ts'
 import { createComputers, networkOf } from './computers.ts'
@@ -31,7 +31,6 @@ import { createFiles } from './files.ts'
 import { createLogs } from './logs.ts'
 import { createFindComputer } from './lookup.ts'
 import type { Metrics } from './metrics.ts'
-import type { OrbConfig } from './orb-toml.ts'
 import { createSecrets } from './secrets.ts'
 import { createOrbMetrics, createSystem } from './system.ts'
 import type { Services } from './types.ts'
@@ -59,6 +58,9 @@ export async function startServices(settings: Settings): Promise<RunningServices
   const vault = openVault(settings.dataDir)
   const metrics = createOrbMetrics()
   const apiPort = settings.listen.kind === 'tcp' ? settings.listen.port : null
+  const boot = new BootNotes(data.run)
+  await mkdir(data.run, { recursive: true, mode: 0o700 })
+  await boot.networkUp(settings.subnet.text)
   const runtime = await Runtime.start(
     {
       data,
@@ -81,11 +83,11 @@ export async function startServices(settings: Settings): Promise<RunningServices
   const secrets = createSecrets({ secrets: store.secrets, vault })
   const allowPrivate = allowEntries(settings)
   const plainHttpAllowed = (url: URL) => allowed(allowPrivate, url.hostname, portOf(url), url.hostname)
-  const factsOf = (computer: ComputerRow, config: OrbConfig | null): EnvironmentFacts => ({
+  const factsOf = (computer: ComputerRow): EnvironmentFacts => ({
     computerId: computer.id,
     proxyUrl: `http://${gateway}:${AGENT_PORT}`,
     apiUrl: apiPort === null ? settings.publicUrl : `http://${gateway}:${apiPort}`,
-    ports: config?.ports ?? [],
+    ports: configs.current(computer)?.ports ?? [],
     replica: null,
   })
 
@@ -99,7 +101,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       const config = configs.deployed(computer.id)
       if (!config) throw new Error('the agent has no deployed configuration')
       const { env } = resolveSecrets(config, secrets.all(computer.id), undefined)
-      return agentStart(runtime.paths(computer).rootfs, config, agentEnvironment(factsOf(computer, config), env))
+      return agentStart(runtime.paths(computer).rootfs, config, agentEnvironment(factsOf(computer), env))
     },
     maySleep: (computer) => configs.deployed(computer.id)?.lifecycle.sleep === 'auto',
     dropConnections: (computerId) => proxy.drop(computerId),
@@ -169,7 +171,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     }),
     builds,
     agents,
-    exec: createExec({ store, runtime, lookup, environmentFacts: factsOf }),
+    exec: createExec({ runtime, lookup, environmentFacts: factsOf }),
     logs: createLogs(registry, findComputer),
     files: createFiles(runtime, findComputer),
     system: createSystem({
@@ -184,7 +186,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
   gauges(metrics, registry)
   builds.recover()
   await runtime.removeStrays(new Set(store.computers.all().map((computer) => computer.id)))
-  await recoverAgents(registry, data.run)
+  await recoverAgents(registry, boot)
 
   return {
     services,
@@ -208,31 +210,32 @@ const codeVersion = (store: Store, computerId: string): string | null =>
     .map((row) => readView(row).code_version)
     .find((version) => version !== null) ?? null
 
-const allowEntries = (settings: Settings): AllowEntry[] =>
-  settings.allowPrivate.map((entry) => {
-    if (entry.kind === 'cidr')
-      return { kind: 'cidr', family: entry.cidr.family, network: entry.cidr.value, prefix: entry.cidr.prefix }
-    return entry.kind === 'host' ? { kind: 'host', host: entry.host, port: entry.port ?? undefined } : entry
-  })
+const allowEntries = ({ allowPrivate }: Settings): AllowEntry[] =>
+  parseAllowList(
+    allowPrivate
+      .map((entry) => {
+        if (entry.kind === 'any') return '*'
+        if (entry.kind === 'cidr') return entry.cidr.text
+        const host = entry.host.includes(':') ? `[${entry.host}]` : entry.host
+        return entry.port === null ? host : `${host}:${entry.port}`
+      })
+      .join(','),
+  )
 
 const portOf = (url: URL): number => Number(url.port) || (url.protocol === 'https:' ? 443 : 80)
 
 /** Requests that come meanwhile wait for the agent that they are about. */
-async function recoverAgents(registry: Registry, runDir: string): Promise<void> {
-  const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8')
-  const file = join(runDir, 'boot_id')
-  const rebooted = (await readFile(file, 'utf8').catch(() => boot)) !== boot
-  await writeFile(file, boot)
+async function recoverAgents(registry: Registry, boot: BootNotes): Promise<void> {
+  const rebooted = await boot.processesLost()
   const lives = registry.all()
   const workers = Array.from({ length: RECOVERIES_AT_ONCE }, async () => {
     for (let life = lives.pop(); life; life = lives.pop()) {
       const { shortId } = life.computer
-      await life
-        .recover(rebooted)
-        .catch((error) => log('error', 'computer could not be recovered', { computer: shortId, error }))
+      await life.recover(rebooted).catch((error) => log('error', 'computer could not be recovered', { computer: shortId, error }))
     }
   })
   await Promise.all(workers)
+  await boot.recovered()
 }
 
 function gauges(metrics: Metrics, registry: Registry): void {

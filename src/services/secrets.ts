@@ -1,5 +1,5 @@
 import { OrbError } from '../errors.ts'
-import type { Store } from '../store/store.ts'
+import type { SecretRepository } from '../store/configs.ts'
 import type { Vault } from './vault.ts'
 
 /** Orb Cloud contract §20. */
@@ -8,25 +8,22 @@ const MAX_SECRETS = 200
 export type Secrets = ReturnType<typeof createSecrets>
 
 /** The `org_secrets` of computers: sealed in the database, bound to their computer. */
-export function createSecrets(store: Pick<Store, 'secrets'>, vault: Vault) {
-  const { secrets } = store
-
-  /** Throws `invalid_request` when the computer would have too many secrets with those that were sent now. */
-  function check(computerId: string, sent: Record<string, string>): void {
-    const names = new Set([...secrets.list(computerId).map(({ name }) => name), ...Object.keys(sent)])
-    if (names.size <= MAX_SECRETS) return
-    throw new OrbError('invalid_request', `org_secrets: a computer may have at most ${MAX_SECRETS} secrets`)
-  }
-
+export function createSecrets(deps: { secrets: SecretRepository; vault: Vault }) {
+  const { secrets, vault } = deps
   return {
-    check,
     /** All that are stored, in plain text. */
     all: (computerId: string): Record<string, string> =>
       Object.fromEntries(secrets.list(computerId).map(({ name, sealed }) => [name, vault.open(sealed, computerId)])),
 
-    /** Stores those that were sent now, all or none; others stay as they are (Orb Cloud contract §7.2). Throws as `check`. */
-    merge(computerId: string, sent: Record<string, string>): void {
-      check(computerId, sent)
+    /**
+     * Stores those that were sent now; others stay as they are (Orb Cloud contract §7.2). Throws `invalid_request` when the
+     * computer would have too many, and stores none then.
+     */
+    keep(computerId: string, sent: Record<string, string> = {}): void {
+      const names = new Set([...secrets.list(computerId).map(({ name }) => name), ...Object.keys(sent)])
+      if (names.size > MAX_SECRETS) {
+        throw new OrbError('invalid_request', `org_secrets: a computer may have at most ${MAX_SECRETS} secrets`)
+      }
       secrets.put(
         Object.entries(sent).map(([name, value]) => ({ computerId, name, sealed: vault.seal(value, computerId) })),
       )

@@ -9,8 +9,8 @@ export interface LlmServerOptions {
   hostname?: string
   /** Default 0: any free one. */
   port?: number
-  /** Before the answer's first byte. Default 0. A request header `x-delay-ms` overrides it. */
-  firstByteMs?: number
+  /** Before the answer's first byte, or what gives that for the nth call, from 1. Default 0. A request header `x-delay-ms` overrides it. */
+  firstByteMs?: number | ((call: number) => number)
   /** Between two words of a streamed answer. Default 0. A request header `x-gap-ms` overrides it. */
   gapMs?: number
   /** What it says to the last user message. Default: `echo: <message>`. */
@@ -57,7 +57,8 @@ export function startLlmServer(options: LlmServerOptions = {}): LlmServer {
       const text = reply(lastUserMessage(parsed))
       const model = parsed.model ?? 'stand-in'
       const id = String(llm.requests.length)
-      await Bun.sleep(numberHeader(request, 'x-delay-ms') ?? firstByteMs)
+      const delay = typeof firstByteMs === 'number' ? firstByteMs : firstByteMs(Number(id))
+      await Bun.sleep(numberHeader(request, 'x-delay-ms') ?? delay)
       if (request.signal.aborted) {
         llm.cancelled++
         return new Response(null, { status: 499 })

@@ -1,15 +1,14 @@
 import { randomInt } from 'node:crypto'
-import type { Cidr } from '../../cidr.ts'
+import type { Settings } from '../../config.ts'
 import { OrbError } from '../../errors.ts'
 import type { AllowEntry } from '../../proxy/addresses.ts'
 import type { Runtime } from '../../runtime/runtime.ts'
 import type { Store } from '../../store/store.ts'
 import type { BuildRow, ComputerRow } from '../../store/types.ts'
 import { buildEnvironment, type EnvironmentFacts } from '../environment.ts'
-import type { FindComputer } from '../lookup.ts'
-import { buildFingerprint, type OrbConfig } from '../orb-toml.ts'
+import { buildFingerprint, fromJson, type OrbConfig } from '../orb-toml.ts'
 import type { Secrets } from '../secrets.ts'
-import type { BuildInput, BuildView, Services } from '../types.ts'
+import type { BuildInput, BuildView, Principal, Services } from '../types.ts'
 import { cloneEnvironment, type GitAccess, stepEnvironment, tokenForms } from './git.ts'
 import { Queue, type Queued } from './queue.ts'
 import { openGitHost } from './reach.ts'
@@ -18,32 +17,23 @@ import { BuildShell, Cancelled } from './shell.ts'
 import { CloneError, fetchSource } from './source.ts'
 import { runSteps, StepError } from './steps.ts'
 
-/** Of the settings (Orb Cloud contract §1.1). */
-export interface BuildSettings {
-  cloneTimeoutMs: number
-  buildStepTimeoutMs: number
-  buildTimeoutMs: number
-  allowPrivate: readonly AllowEntry[]
-  sandboxAllow: readonly Cidr[]
-}
-
 export interface BuildsDeps {
-  settings: BuildSettings
-  store: Pick<Store, 'builds' | 'agents'>
+  settings: Pick<Settings, 'cloneTimeoutMs' | 'buildStepTimeoutMs' | 'buildTimeoutMs' | 'sandboxAllow'>
+  /** ORB_ALLOW_PRIVATE. */
+  allowPrivate: readonly AllowEntry[]
+  store: Pick<Store, 'builds' | 'configs' | 'agents'>
   secrets: Secrets
-  /** The stored configuration, or null. */
-  configs: { stored(computerId: string): OrbConfig | null }
   runtime: Pick<Runtime, 'exec' | 'killAll'> & { network: Pick<Runtime['network'], 'permit'> }
-  findComputer: FindComputer
-  factsOf(computer: ComputerRow): EnvironmentFacts
+  /** Throws `not_found`. */
+  lookup: { computer(who: Principal, id: string): ComputerRow }
+  environmentFacts(computer: ComputerRow): EnvironmentFacts
   agents: {
     /** Wakes a sleeping agent and keeps it awake until the returned function is called. */
-    prepareForBuild(computer: ComputerRow): Promise<() => void>
+    prepareForBuild(computerId: string): Promise<() => void>
     redeploy(computerId: string): Promise<unknown>
   }
   /** Addresses of a host name; those of the system's resolver when absent. */
   resolve?(host: string): Promise<string[]>
-  now?(): number
 }
 
 export type Builds = Services['builds'] & {
@@ -55,8 +45,6 @@ export type Builds = Services['builds'] & {
   ): Promise<BuildView>
   /** Fingerprint of the last build that succeeded. */
   succeededFingerprint(computerId: string): string | null
-  /** Short commit that the newest clone or update brought to /agent/code, or null. */
-  codeVersion(computerId: string): string | null
   /** Whether a build runs or waits. */
   isBuilding(computerId: string): boolean
   /** Kills what is being built, and with it everything else that runs in the computer, and waits for its end. */
@@ -86,12 +74,11 @@ const KILL_AGAIN_MS = 100
 /** Builds of computers (Orb Cloud contract §6). */
 export function createBuilds(deps: BuildsDeps): Builds {
   const { settings, store, secrets, runtime, agents } = deps
-  const now = deps.now ?? Date.now
   const queue = new Queue<Job, BuildView>()
 
   const stored = (computerId: string): OrbConfig => {
-    const config = deps.configs.stored(computerId)
-    if (config) return config
+    const row = store.configs.get(computerId, 'stored')
+    if (row) return fromJson(row.json)
     throw new OrbError('no_config', 'this computer has no configuration: upload an orb.toml first')
   }
 
@@ -113,7 +100,7 @@ export function createBuilds(deps: BuildsDeps): Builds {
       status: 'queued',
       result: toResult(view),
       fingerprint,
-      createdAt: now(),
+      createdAt: Date.now(),
       startedAt: null,
       finishedAt: null,
     }
@@ -129,9 +116,9 @@ export function createBuilds(deps: BuildsDeps): Builds {
     try {
       if (job.cancelled.signal.aborted) throw new Cancelled()
       const config = own ?? stored(computer.id)
-      Object.assign(row, { status: 'running', startedAt: now(), fingerprint: buildFingerprint(config) })
+      Object.assign(row, { status: 'running', startedAt: Date.now(), fingerprint: buildFingerprint(config) })
       store.builds.put(row)
-      const release = await agents.prepareForBuild(computer)
+      const release = await agents.prepareForBuild(computer.id)
       try {
         await build(job, config)
       } finally {
@@ -145,7 +132,11 @@ export function createBuilds(deps: BuildsDeps): Builds {
       view.message = outcome?.message ?? (thrown instanceof OrbError ? thrown.message : 'the build could not be run')
       if (outcome === null) throw thrown
     } finally {
-      Object.assign(row, { status: view.success ? 'success' : 'failure', result: toResult(view), finishedAt: now() })
+      Object.assign(row, {
+        status: view.success ? 'success' : 'failure',
+        result: toResult(view),
+        finishedAt: Date.now(),
+      })
       store.builds.put(row)
     }
     return view
@@ -170,10 +161,10 @@ export function createBuilds(deps: BuildsDeps): Builds {
       exec: (spec, request) => runtime.exec(spec, request),
       computer,
       hidden: tokenForms(access?.token ?? null),
-      deadline: performance.now() + settings.buildTimeoutMs,
+      deadline: performance.Date.now() + settings.buildTimeoutMs,
       cancelled: job.cancelled.signal,
     })
-    const base = buildEnvironment(deps.factsOf(computer))
+    const base = buildEnvironment(deps.environmentFacts(computer))
     const reach = access && (await openGitHost(access.url, reachOptions(computer)))
     try {
       if (access && reach && config.source) {
@@ -198,7 +189,7 @@ export function createBuilds(deps: BuildsDeps): Builds {
   }
 
   const reachOptions = (computer: ComputerRow) => ({
-    allowPrivate: settings.allowPrivate,
+    allowPrivate: deps.allowPrivate,
     sandboxAllow: settings.sandboxAllow,
     permit: (address: string, port: number) => runtime.network.permit(computer.slot, address, port),
     resolve: deps.resolve,
@@ -209,30 +200,23 @@ export function createBuilds(deps: BuildsDeps): Builds {
 
   return {
     async run(who, id, input) {
-      const computer = deps.findComputer(who, id)
+      const computer = deps.lookup.computer(who, id)
       // Without a configuration nothing is changed, secrets neither.
       stored(computer.id)
-      secrets.merge(computer.id, input.org_secrets ?? {})
+      secrets.keep(computer.id, input.org_secrets)
       return submit(computer, null, input)
     },
     list(who, id) {
-      const rows = store.builds.list(deps.findComputer(who, id).id)
+      const rows = store.builds.list(deps.lookup.computer(who, id).id)
       return { builds: rows.map((row) => recordView(row, liveView(row))) }
     },
     get(who, id, buildId) {
-      const row = store.builds.get(deps.findComputer(who, id).id, buildId)
+      const row = store.builds.get(deps.lookup.computer(who, id).id, buildId)
       if (!row) throw new OrbError('not_found', 'no such build')
       return recordView(row, liveView(row))
     },
     buildFor: (computer, config, input) => submit(computer, config, input),
     succeededFingerprint: (computerId) => store.builds.lastSuccess(computerId)?.fingerprint ?? null,
-    codeVersion(computerId) {
-      for (const row of store.builds.list(computerId)) {
-        const { code_version } = liveView(row) ?? readView(row)
-        if (code_version !== null) return code_version
-      }
-      return null
-    },
     isBuilding: (computerId) => queue.jobs(computerId).length > 0,
     async cancel(computerId) {
       const [running, ...waiting] = queue.jobs(computerId)
@@ -251,7 +235,7 @@ export function createBuilds(deps: BuildsDeps): Builds {
     recover() {
       for (const row of store.builds.unfinished()) {
         const view = { ...readView(row), error: 'interrupted', message: 'orb was stopped during this build' }
-        store.builds.put({ ...row, status: 'failure', result: toResult(view), finishedAt: now() })
+        store.builds.put({ ...row, status: 'failure', result: toResult(view), finishedAt: Date.now() })
       }
     },
   }

@@ -1,0 +1,201 @@
+/** An orb of its own for the demo and the benchmarks: data directory, subnet and port that nobody else uses. */
+import { existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { stringify } from 'smol-toml'
+import { z } from 'zod'
+import { computer as computerSchema, registered } from '../../src/api/cloud/schemas.ts'
+
+export const ORB = join(import.meta.dir, '../../dist/orb')
+
+const READY_TIMEOUT_MS = 30_000
+/** orb itself gives open requests 10 s. */
+const STOP_TIMEOUT_MS = 15_000
+const POLL_MS = 50
+/** Subnets that are tried are 10.N.0.0/24. */
+const FIRST_SUBNET = 200
+const LAST_SUBNET = 254
+
+export interface PrivateOrb {
+  url: string
+  dataDir: string
+  computer(name: string, runtimeMb: number, diskMb: number): Promise<Computer>
+  /** Stops it; whatever is asleep or awake stays so. */
+  stop(): Promise<void>
+}
+
+/** Files that say how a private orb is reached again, by a later run too. */
+const configFile = (dataDir: string): string => join(dataDir, 'config.toml')
+const pidFile = (dataDir: string): string => join(dataDir, 'orb.pid')
+export const logFile = (dataDir: string): string => join(dataDir, 'orb.log')
+
+/**
+ * Starts `orb serve` and waits until it is ready. `settings` are those of the configuration file. The process has a
+ * session of its own, so that Ctrl-C reaches only the caller. @throws Error with the end of orb's log
+ */
+export async function startOrb(dataDir: string, settings: Record<string, unknown>): Promise<PrivateOrb> {
+  mkdirSync(dataDir, { recursive: true, mode: 0o700 })
+  const config = { listen: '127.0.0.1:0', data_dir: dataDir, subnet: freeSubnet(), ...settings }
+  writeFileSync(configFile(dataDir), stringify(config))
+  const child = Bun.spawn([ORB, 'serve', '--config', configFile(dataDir)], {
+    env: ownEnvironment(),
+    stdin: 'ignore',
+    stdout: 'pipe',
+    stderr: openSync(logFile(dataDir), 'a'),
+    detached: true,
+  })
+  child.unref()
+  writeFileSync(pidFile(dataDir), String(child.pid))
+  const ready = await Promise.race([firstLine(child.stdout), Bun.sleep(READY_TIMEOUT_MS)])
+  const url = /\bready: (\S+?),/.exec(ready ?? '')?.[1]
+  if (!url) {
+    child.kill('SIGKILL')
+    throw new Error(`orb did not start:\n${logTail(dataDir)}`)
+  }
+  const key = registered.parse(await call(url, '', 'POST', '/v1/auth/register', { email: 'someone@example.com' })).api_key
+  return {
+    url,
+    dataDir,
+    computer: async (name, runtime_mb, disk_mb) => {
+      const made = computerSchema.parse(await call(url, key, 'POST', '/v1/computers', { name, runtime_mb, disk_mb }))
+      return new Computer(url, key, made.id, made.short_id)
+    },
+    stop: () => stopOrb(dataDir),
+  }
+}
+
+/** One computer, through the API; what the API does not say is read from the kernel. */
+export class Computer {
+  private readonly cgroup: string
+
+  constructor(
+    readonly url: string,
+    readonly key: string,
+    readonly id: string,
+    shortId: string,
+  ) {
+    this.cgroup = join('orb', `orb-${shortId}`, 'agent')
+  }
+
+  /** The body as `schema` reads it. A string or bytes goes out as it is, anything else as JSON. @throws Error for an error */
+  async ask<S extends z.ZodType>(schema: S, method: string, path: string, body?: unknown): Promise<z.output<S>> {
+    return schema.parse(await call(this.url, this.key, method, `/v1/computers/${this.id}${path}`, body))
+  }
+
+  async put(path: string, content: string | Uint8Array): Promise<void> {
+    await this.ask(z.unknown(), 'PUT', `/files/${path}`, content)
+  }
+
+  /** The agent's log as it is written, from its beginning, until `signal` aborts. */
+  async *follow(signal: AbortSignal): AsyncGenerator<{ stream: string; line: string }> {
+    const address = `${this.url}/v1/computers/${this.id}/logs?follow=1&tail=10000`
+    const response = await fetch(address, { headers: { authorization: `Bearer ${this.key}` }, signal })
+    if (!response.ok || !response.body) throw new Error(`the log cannot be followed: ${response.status}`)
+    const decoder = new TextDecoder()
+    let rest = ''
+    for await (const chunk of response.body) {
+      const lines = (rest + decoder.decode(chunk, { stream: true })).split('\n')
+      rest = lines.pop() ?? ''
+      for (const line of lines) if (line.startsWith('data: ')) yield LogLine.parse(JSON.parse(line.slice('data: '.length)))
+    }
+  }
+
+  /** Bytes of RAM that the kernel charges the agent for. */
+  memoryBytes(): number {
+    const v1 = join('/sys/fs/cgroup/memory', this.cgroup, 'memory.usage_in_bytes')
+    return Number(readFileSync(existsSync(v1) ? v1 : join('/sys/fs/cgroup', this.cgroup, 'memory.current'), 'utf8'))
+  }
+
+  /** Processes of the agent's tree. */
+  processes(): number {
+    const hybrid = join('/sys/fs/cgroup/unified', this.cgroup)
+    const dir = existsSync(hybrid) ? hybrid : join('/sys/fs/cgroup', this.cgroup)
+    return readFileSync(join(dir, 'cgroup.procs'), 'utf8').split('\n').filter(Boolean).length
+  }
+}
+
+const LogLine = z.object({ stream: z.string(), line: z.string() })
+
+/**
+ * Stops the orb of a data directory, ends all that it started, takes its mounts and network away, removes the directory.
+ * Nothing there is no error. @throws Error when something stays
+ */
+export async function removeOrb(dataDir: string): Promise<void> {
+  if (!existsSync(dataDir)) return
+  await stopOrb(dataDir)
+  if (existsSync(join(dataDir, 'orb.db'))) {
+    const command = [ORB, 'down', '--config', configFile(dataDir)]
+    const down = Bun.spawnSync(command, { env: ownEnvironment(), stdout: 'ignore', stderr: 'pipe' })
+    if (down.exitCode !== 0) throw new Error(`\`${command.join(' ')}\` failed: ${down.stderr.toString().trim()}`)
+  }
+  await rm(dataDir, { recursive: true, force: true })
+}
+
+/** The last lines that orb logged. */
+export function logTail(dataDir: string, lines = 20): string {
+  return existsSync(logFile(dataDir)) ? readFileSync(logFile(dataDir), 'utf8').trimEnd().split('\n').slice(-lines).join('\n') : ''
+}
+
+/** Whether the orb of this directory runs. */
+export function isServed(dataDir: string): boolean {
+  return runningPid(dataDir) !== null
+}
+
+/** A pid alone may be another process's by now: its command line must name the directory. */
+function runningPid(dataDir: string): number | null {
+  if (!existsSync(pidFile(dataDir))) return null
+  const pid = Number(readFileSync(pidFile(dataDir), 'utf8'))
+  const commandLine = `/proc/${pid}/cmdline`
+  if (!existsSync(commandLine)) return null
+  return readFileSync(commandLine, 'utf8').split('\0').includes(configFile(dataDir)) ? pid : null
+}
+
+async function stopOrb(dataDir: string): Promise<void> {
+  const pid = runningPid(dataDir)
+  if (pid === null) return
+  process.kill(pid, 'SIGTERM')
+  const deadline = performance.now() + STOP_TIMEOUT_MS
+  while (runningPid(dataDir) !== null && performance.now() < deadline) await Bun.sleep(POLL_MS)
+  if (runningPid(dataDir) !== null) process.kill(pid, 'SIGKILL')
+  while (runningPid(dataDir) !== null) await Bun.sleep(POLL_MS)
+}
+
+async function call(url: string, key: string, method: string, path: string, body?: unknown): Promise<unknown> {
+  const raw = typeof body === 'string' || body instanceof Uint8Array
+  const response = await fetch(`${url}${path}`, {
+    method,
+    headers: key ? { authorization: `Bearer ${key}` } : {},
+    body: body === undefined ? undefined : raw ? body : JSON.stringify(body),
+    // A build may take minutes.
+    timeout: false,
+  } as RequestInit)
+  const text = await response.text()
+  if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${text}`)
+  return JSON.parse(text)
+}
+
+/** Settings in the caller's environment would win over those of the file. */
+function ownEnvironment(): Record<string, string> {
+  const entries = Object.entries(process.env).flatMap(([name, value]): [string, string][] =>
+    value === undefined || name.startsWith('ORB_') ? [] : [[name, value]],
+  )
+  return Object.fromEntries(entries)
+}
+
+/** A subnet of which neither an address nor a route is known to this machine. */
+function freeSubnet(): string {
+  const used = ['addr', 'route'].map((what) => Bun.spawnSync(['ip', '-o', '-4', what]).stdout.toString()).join('\n')
+  for (let second = FIRST_SUBNET; second <= LAST_SUBNET; second++) {
+    if (!used.includes(` 10.${second}.`) && !used.includes(`\n10.${second}.`)) return `10.${second}.0.0/24`
+  }
+  throw new Error(`every subnet from 10.${FIRST_SUBNET}.0.0/24 to 10.${LAST_SUBNET}.0.0/24 is in use on this machine`)
+}
+
+async function firstLine(stream: ReadableStream<Uint8Array>): Promise<string | undefined> {
+  let text = ''
+  for await (const chunk of stream) {
+    text += Buffer.from(chunk).toString()
+    if (text.includes('\n')) return text.slice(0, text.indexOf('\n'))
+  }
+  return undefined
+}

@@ -1,0 +1,49 @@
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
+import { parseCidr } from '../cidr.ts'
+import type { Settings } from '../config.ts'
+import { unpackBundle } from '../runtime/bundle.ts'
+import { lockFile } from '../runtime/lock.ts'
+import { dataPaths } from '../runtime/paths.ts'
+import { Runtime } from '../runtime/runtime.ts'
+import { openStore } from '../store/store.ts'
+import { AGENT_PORT } from './agents/life.ts'
+import { BootNotes } from './boot.ts'
+import { networkOf } from './computers.ts'
+
+/**
+ * Takes everything that computers of a data directory have in the kernel away: processes, mounts, cgroups, network and
+ * rules. Disks, checkpoints and database stay; the next serve finds the machine as after a reboot. Returns how many
+ * computers were up, or null when there was nothing to take down. @throws Error when an orb serves the directory
+ */
+export async function takeDown(settings: Settings): Promise<number | null> {
+  const data = dataPaths(settings.dataDir)
+  const notes = new BootNotes(data.run)
+  if (!existsSync(join(settings.dataDir, 'orb.db'))) throw new Error(`${settings.dataDir} is no data directory of orb`)
+  const unlock = lockFile(join(settings.dataDir, 'orb.lock'))
+  if (!unlock) throw new Error(`an orb serves ${settings.dataDir}: stop it first`)
+  const store = openStore(join(settings.dataDir, 'orb.db'))
+  try {
+    // Not the subnet of the settings: the rules of another orb may be those of that one.
+    const subnet = parseCidr((await notes.subnet()) ?? '')
+    if (!subnet) return null
+    const runtime = await Runtime.start(
+      {
+        data,
+        files: await unpackBundle(settings.dataDir),
+        base: settings.base,
+        memoryMultiplier: settings.memoryMultiplier,
+        network: { subnet: networkOf({ subnet }), proxyPort: AGENT_PORT, apiPort: null, allow: [] },
+      },
+      [],
+    )
+    const computers = store.computers.all()
+    for (const computer of computers) await runtime.down(computer)
+    await runtime.stop()
+    await notes.allDown()
+    return computers.length
+  } finally {
+    store.close()
+    unlock()
+  }
+}
