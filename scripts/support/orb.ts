@@ -1,5 +1,5 @@
 /** An orb of its own for the demo and the benchmarks: data directory, subnet and port that nobody else uses. */
-import { existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { stringify } from 'smol-toml'
@@ -37,22 +37,19 @@ export async function startOrb(dataDir: string, settings: Record<string, unknown
   mkdirSync(dataDir, { recursive: true, mode: 0o700 })
   const config = { listen: '127.0.0.1:0', data_dir: dataDir, subnet: freeSubnet(), ...settings }
   writeFileSync(configFile(dataDir), stringify(config))
+  const output = openSync(logFile(dataDir), 'w')
   const child = Bun.spawn([ORB, 'serve', '--config', configFile(dataDir)], {
     env: ownEnvironment(),
-    stdin: 'ignore',
-    stdout: 'pipe',
-    stderr: openSync(logFile(dataDir), 'a'),
+    stdio: ['ignore', output, output],
     detached: true,
   })
   child.unref()
   writeFileSync(pidFile(dataDir), String(child.pid))
-  const ready = await Promise.race([firstLine(child.stdout), Bun.sleep(READY_TIMEOUT_MS)])
-  const url = /\bready: (\S+?),/.exec(ready ?? '')?.[1]
-  if (!url) {
-    child.kill('SIGKILL')
-    throw new Error(`orb did not start:\n${logTail(dataDir)}`)
-  }
-  const key = registered.parse(await call(url, '', 'POST', '/v1/auth/register', { email: 'someone@example.com' })).api_key
+  closeSync(output)
+  const url = await readyUrl(dataDir)
+  const key = registered.parse(
+    await call(url, '', 'POST', '/v1/auth/register', { email: 'someone@example.com' }),
+  ).api_key
   return {
     url,
     dataDir,
@@ -82,7 +79,7 @@ export class Computer {
     return schema.parse(await call(this.url, this.key, method, `/v1/computers/${this.id}${path}`, body))
   }
 
-  async put(path: string, content: string | Uint8Array): Promise<void> {
+  async put(path: string, content: string | Uint8Array<ArrayBuffer>): Promise<void> {
     await this.ask(z.unknown(), 'PUT', `/files/${path}`, content)
   }
 
@@ -96,7 +93,8 @@ export class Computer {
     for await (const chunk of response.body) {
       const lines = (rest + decoder.decode(chunk, { stream: true })).split('\n')
       rest = lines.pop() ?? ''
-      for (const line of lines) if (line.startsWith('data: ')) yield LogLine.parse(JSON.parse(line.slice('data: '.length)))
+      for (const line of lines)
+        if (line.startsWith('data: ')) yield LogLine.parse(JSON.parse(line.slice('data: '.length)))
     }
   }
 
@@ -133,7 +131,9 @@ export async function removeOrb(dataDir: string): Promise<void> {
 
 /** The last lines that orb logged. */
 export function logTail(dataDir: string, lines = 20): string {
-  return existsSync(logFile(dataDir)) ? readFileSync(logFile(dataDir), 'utf8').trimEnd().split('\n').slice(-lines).join('\n') : ''
+  return existsSync(logFile(dataDir))
+    ? readFileSync(logFile(dataDir), 'utf8').trimEnd().split('\n').slice(-lines).join('\n')
+    : ''
 }
 
 /** Whether the orb of this directory runs. */
@@ -161,14 +161,14 @@ async function stopOrb(dataDir: string): Promise<void> {
 }
 
 async function call(url: string, key: string, method: string, path: string, body?: unknown): Promise<unknown> {
-  const raw = typeof body === 'string' || body instanceof Uint8Array
+  const raw = typeof body === 'string' || body instanceof Uint8Array ? body : JSON.stringify(body)
   const response = await fetch(`${url}${path}`, {
     method,
     headers: key ? { authorization: `Bearer ${key}` } : {},
-    body: body === undefined ? undefined : raw ? body : JSON.stringify(body),
+    body: raw,
     // A build may take minutes.
     timeout: false,
-  } as RequestInit)
+  })
   const text = await response.text()
   if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${text}`)
   return JSON.parse(text)
@@ -191,11 +191,12 @@ function freeSubnet(): string {
   throw new Error(`every subnet from 10.${FIRST_SUBNET}.0.0/24 to 10.${LAST_SUBNET}.0.0/24 is in use on this machine`)
 }
 
-async function firstLine(stream: ReadableStream<Uint8Array>): Promise<string | undefined> {
-  let text = ''
-  for await (const chunk of stream) {
-    text += Buffer.from(chunk).toString()
-    if (text.includes('\n')) return text.slice(0, text.indexOf('\n'))
+async function readyUrl(dataDir: string): Promise<string> {
+  const deadline = performance.now() + READY_TIMEOUT_MS
+  while (runningPid(dataDir) !== null && performance.now() < deadline) {
+    const url = /^orb .* ready: (\S+),/m.exec(readFileSync(logFile(dataDir), 'utf8'))?.[1]
+    if (url) return url
+    await Bun.sleep(POLL_MS)
   }
-  return undefined
+  throw new Error(`orb did not start:\n${logTail(dataDir)}`)
 }

@@ -1,5 +1,5 @@
 import { existsSync, statSync } from 'node:fs'
-import { mkdir, open, readdir, readFile, readlink, rm, stat } from 'node:fs/promises'
+import { open, readdir, readFile, readlink, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { RuntimeFiles } from './bundle.ts'
 import { HOST_ENVIRONMENT } from './command.ts'
@@ -17,7 +17,7 @@ export interface CriuTarget {
 }
 
 export interface DumpOptions extends CriuTarget {
-  /** Directory of the image, made here. */
+  /** Directory of the image. */
   dir: string
   /** The agent's pid 1 as the computer's pid namespace numbers it. */
   pid: number
@@ -64,8 +64,6 @@ export class Criu {
    */
   async dump(options: DumpOptions): Promise<{ bytes: number }> {
     const { dir } = options
-    await rm(dir, { recursive: true, force: true })
-    await mkdir(dir, { recursive: true, mode: 0o700 })
     const netnsInode = statSync(options.netns).ino
     const code = await this.run(options.initPid, [], dir, DUMP_RESULT, [
       'dump',
@@ -87,6 +85,7 @@ export class Criu {
       '--manage-cgroups=ignore',
       '--freeze-cgroup',
       options.freezerDir,
+      '--skip-in-flight',
       '--file-locks',
       '--link-remap',
       '--ghost-limit',

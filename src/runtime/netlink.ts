@@ -132,15 +132,15 @@ export class NftSets {
 
   constructor(private readonly table: string) {}
 
-  /** An element that is there already is no error. */
-  add(set: string, key: Uint8Array): void {
-    this.change(NFT_MSG_NEWSETELEM, NLM_F_CREATE, set, key)
+  /** Elements that are there already are no error. */
+  add(set: string, keys: Uint8Array[]): void {
+    if (keys.length > 0) this.change(NFT_MSG_NEWSETELEM, NLM_F_CREATE, set, keys)
   }
 
-  /** An element that is not there is no error. */
-  remove(set: string, key: Uint8Array): void {
+  /** An element that is not there is no error, but then none of the others is removed either. */
+  remove(set: string, keys: Uint8Array[]): void {
     try {
-      this.change(NFT_MSG_DELSETELEM, 0, set, key)
+      if (keys.length > 0) this.change(NFT_MSG_DELSETELEM, 0, set, keys)
     } catch (thrown) {
       if (!(thrown instanceof Errno) || thrown.errno !== constants.errno.ENOENT) throw thrown
     }
@@ -150,17 +150,19 @@ export class NftSets {
     this.netlink.close()
   }
 
-  private change(type: number, flags: number, set: string, key: Uint8Array): void {
+  private change(type: number, flags: number, set: string, keys: Uint8Array[]): void {
     const begin = this.netlink.nextSequence()
     const sequence = this.netlink.nextSequence()
     const end = this.netlink.nextSequence()
     const batch = Uint8Array.of(0, 0, 0, NFNL_SUBSYS_NFTABLES)
-    const element = nested(NFTA_LIST_ELEM, nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, key)))
+    const elements = keys.map((key) =>
+      nested(NFTA_LIST_ELEM, nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, key))),
+    )
     const body = Buffer.concat([
       Uint8Array.of(NFPROTO_INET, 0, 0, 0),
       text(NFTA_SET_ELEM_LIST_TABLE, this.table),
       text(NFTA_SET_ELEM_LIST_SET, set),
-      nested(NFTA_SET_ELEM_LIST_ELEMENTS, element),
+      nested(NFTA_SET_ELEM_LIST_ELEMENTS, ...elements),
     ])
     this.netlink.send(
       message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, begin, batch),
@@ -176,11 +178,14 @@ export class NftSets {
 const SOCK_DIAG_BY_FAMILY = 20
 const SOCK_DESTROY = 21
 const AF_INET = 2
+const AF_INET6 = 10
 const IPPROTO_TCP = 6
 const ALL_STATES = 0xffffffff
-const TCP_ESTABLISHED_AND_CLOSE_WAIT = (1 << 1) | (1 << 8)
+/** All but TIME_WAIT, CLOSE, LISTEN and half-made ones of a listener: net/tcp_states.h. */
+const CONNECTED_STATES = (1 << 1) | (1 << 2) | (1 << 4) | (1 << 5) | (1 << 8) | (1 << 9) | (1 << 11)
 const NO_COOKIE = 0xffffffff
 const REQUEST_BYTES = 56
+const ID_BYTES = 48
 const ANSWER_BYTES = 72
 const INET_DIAG_CGROUP_ID = 21
 
@@ -188,6 +193,18 @@ export interface Endpoint {
   /** Four bytes. */
   address: Uint8Array
   port: number
+}
+
+/** A TCP connection over IPv4, also one of an IPv6 socket. */
+export interface Connection {
+  local: Endpoint
+  remote: Endpoint
+}
+
+interface Found extends Connection {
+  family: number
+  /** How the kernel names it. */
+  id: Uint8Array
 }
 
 /** Looks at, and ends, TCP connections inside one network namespace. */
@@ -203,9 +220,9 @@ export class SocketDiag {
   }
 
   /** The cgroup that made the connection, by the inode of its v2 directory; null when there is no such connection. */
-  cgroupOf(local: Endpoint, remote: Endpoint): bigint | null {
+  cgroupOf({ local, remote }: Connection): bigint | null {
     const sequence = this.netlink.nextSequence()
-    const request = diagRequest(ALL_STATES, local, remote)
+    const request = diagRequest(AF_INET, ALL_STATES, connectionId(local, remote))
     this.netlink.send(message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, sequence, request))
     let found: bigint | null = null
     try {
@@ -219,50 +236,85 @@ export class SocketDiag {
     return found
   }
 
+  /** Open connections that processes of the cgroup made or accepted. */
+  connectionsOf(cgroup: bigint): Connection[] {
+    return this.list(cgroup)
+  }
+
   /**
-   * Resets every open connection to `remote`: the program sees ECONNABORTED at once instead of waiting for an answer
+   * Resets the cgroup's connections to `remote`: the program sees ECONNABORTED at once instead of waiting for an answer
    * that cannot come. Returns how many there were.
    */
-  resetAll(remote: Endpoint): number {
-    const sequence = this.netlink.nextSequence()
-    const anywhere = { address: new Uint8Array(4), port: 0 }
-    const request = diagRequest(TCP_ESTABLISHED_AND_CLOSE_WAIT, anywhere, anywhere)
-    this.netlink.send(message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, sequence, request))
-    const ids: Uint8Array[] = []
-    this.netlink.receive(sequence, (_, body) => {
-      const port = body.getUint16(6)
-      const address = new Uint8Array(body.buffer, body.byteOffset + 24, 4)
-      if (port === remote.port && Buffer.compare(address, remote.address) === 0) {
-        ids.push(new Uint8Array(body.buffer, body.byteOffset + 4, 48).slice())
-      }
-      return false
-    })
-    for (const id of ids) {
-      const body = new Uint8Array(REQUEST_BYTES)
-      body.set([AF_INET, IPPROTO_TCP])
-      new DataView(body.buffer).setUint32(4, ALL_STATES, true)
-      body.set(id, 8)
-      const destroy = this.netlink.nextSequence()
-      this.netlink.send(message(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, destroy, body))
-      this.netlink.receive(destroy)
+  reset(cgroup: bigint, remote: Endpoint): number {
+    const doomed = this.list(cgroup).filter(
+      (found) => found.remote.port === remote.port && Buffer.compare(found.remote.address, remote.address) === 0,
+    )
+    for (const { family, id } of doomed) {
+      const sequence = this.netlink.nextSequence()
+      const request = diagRequest(family, ALL_STATES, id)
+      this.netlink.send(message(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, sequence, request))
+      this.netlink.receive(sequence)
     }
-    return ids.length
+    return doomed.length
+  }
+
+  private list(cgroup: bigint): Found[] {
+    const found: Found[] = []
+    const nowhere = connectionId({ address: new Uint8Array(4), port: 0 }, { address: new Uint8Array(4), port: 0 })
+    for (const family of [AF_INET, AF_INET6]) {
+      const sequence = this.netlink.nextSequence()
+      const request = diagRequest(family, CONNECTED_STATES, nowhere)
+      this.netlink.send(message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, sequence, request))
+      this.netlink.receive(sequence, (_, body) => {
+        const connection = cgroupAttribute(body) === cgroup ? readConnection(family, body) : null
+        if (connection) found.push(connection)
+        return false
+      })
+    }
+    return found
   }
 }
 
-function diagRequest(states: number, local: Endpoint, remote: Endpoint): Uint8Array {
+/** struct inet_diag_sockid without its cookie. */
+function connectionId(local: Endpoint, remote: Endpoint): Uint8Array {
+  const id = new Uint8Array(ID_BYTES)
+  const view = new DataView(id.buffer)
+  view.setUint16(0, local.port)
+  view.setUint16(2, remote.port)
+  id.set(local.address, 4)
+  id.set(remote.address, 20)
+  view.setUint32(40, NO_COOKIE, true)
+  view.setUint32(44, NO_COOKIE, true)
+  return id
+}
+
+/** struct inet_diag_req_v2. */
+function diagRequest(family: number, states: number, id: Uint8Array): Uint8Array {
   const body = new Uint8Array(REQUEST_BYTES)
-  const view = new DataView(body.buffer)
-  view.setUint8(0, AF_INET)
-  view.setUint8(1, IPPROTO_TCP)
-  view.setUint32(4, states, true)
-  view.setUint16(8, local.port)
-  view.setUint16(10, remote.port)
-  body.set(local.address, 12)
-  body.set(remote.address, 28)
-  view.setUint32(48, NO_COOKIE, true)
-  view.setUint32(52, NO_COOKIE, true)
+  body.set([family, IPPROTO_TCP])
+  new DataView(body.buffer).setUint32(4, states, true)
+  body.set(id, 8)
   return body
+}
+
+/** `::ffff:0:0/96`: what an IPv6 socket calls IPv4 addresses. */
+const MAPPED = Uint8Array.of(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff)
+
+/** Reads struct inet_diag_msg; null for a connection that is not IPv4. */
+function readConnection(family: number, body: DataView): Found | null {
+  const id = new Uint8Array(body.buffer, body.byteOffset + 4, ID_BYTES).slice()
+  const addresses = [id.subarray(4, 20), id.subarray(20, 36)].map((bytes) => {
+    if (family === AF_INET) return bytes.slice(0, 4)
+    return Buffer.compare(bytes.subarray(0, MAPPED.length), MAPPED) === 0 ? bytes.slice(MAPPED.length) : null
+  })
+  const [local, remote] = addresses
+  if (!local || !remote) return null
+  return {
+    family,
+    id,
+    local: { address: local, port: body.getUint16(4) },
+    remote: { address: remote, port: body.getUint16(6) },
+  }
 }
 
 function cgroupAttribute(body: DataView): bigint | null {

@@ -1,7 +1,7 @@
 import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { run } from './command.ts'
-import { NftSets, SocketDiag } from './netlink.ts'
+import { type Connection, NftSets, SocketDiag } from './netlink.ts'
 import { objectName } from './paths.ts'
 
 /** An IPv4 network. */
@@ -53,8 +53,9 @@ export const addressNumber = (text: string): number =>
  * The network of all computers: each has a namespace with one veth and one /32 address; all share the gateway address,
  * which lies on the server's loopback. The rules are one nftables table of this orb's own.
  *
- * A sleeping computer is locked: no packet passes to or from it. Its namespace has no socket for the connections in its
- * image, so a single packet that got through would be answered with a reset and the connection be lost.
+ * The connections of a sleeping agent are locked: no packet of them passes. Its namespace has no socket for them, so a
+ * single packet that got through would be answered with a reset and the connection be lost. Commands beside the agent
+ * have connections of their own and go on.
  */
 export class Network {
   readonly gateway: string
@@ -63,6 +64,7 @@ export class Network {
   private readonly sets: NftSets
   private readonly ownNetns = openSync('/proc/self/ns/net', 'r')
   private readonly diags = new Map<string, SocketDiag>()
+  private readonly locks = new Map<string, Uint8Array[]>()
 
   private constructor(private readonly options: NetworkOptions) {
     this.gatewayNumber = (options.subnet.base + 1) >>> 0
@@ -76,11 +78,12 @@ export class Network {
     return 2 ** (32 - subnet.bits) - RESERVED_ADDRESSES
   }
 
-  /** Sets up addresses and rules; locks in `locked` (addresses) hold from the first moment. */
-  static async start(options: NetworkOptions, locked: number[]): Promise<Network> {
+  /** Sets up addresses and rules; the locks of sleeping agents (by short id) hold from the first moment. */
+  static async start(options: NetworkOptions, locked: Map<string, Connection[]>): Promise<Network> {
     const network = new Network(options)
     await network.prepareHost()
-    await run(['nft', '-f', '-'], network.rules(locked))
+    for (const [shortId, connections] of locked) network.locks.set(shortId, connections.map(lockKey))
+    await run(['nft', '-f', '-'], network.rules([...locked.values()].flat()))
     return network
   }
 
@@ -150,13 +153,24 @@ export class Network {
     if (existsSync(this.netnsFile(shortId))) await run(['ip', 'netns', 'delete', name])
   }
 
-  /** From here on no packet passes to or from the computer. */
-  lock(slot: number): void {
-    this.sets.add('locked', addressBytes((this.gatewayNumber + slot) >>> 0))
+  /** From here on no packet of these connections passes. Replaces an earlier lock of the computer. */
+  lock(shortId: string, connections: Connection[]): void {
+    this.unlock(shortId)
+    const keys = connections.map(lockKey)
+    this.sets.add('locked', keys)
+    this.locks.set(shortId, keys)
   }
 
-  unlock(slot: number): void {
-    this.sets.remove('locked', addressBytes((this.gatewayNumber + slot) >>> 0))
+  unlock(shortId: string): void {
+    this.sets.remove('locked', this.locks.get(shortId) ?? [])
+    this.locks.delete(shortId)
+  }
+
+  /** Connections of a cgroup (inode of its v2 directory) that lead out of the computer. */
+  connectionsOf(shortId: string, cgroup: bigint): Connection[] {
+    return this.diag(shortId)
+      .connectionsOf(cgroup)
+      .filter(({ remote }) => remote.address[0] !== LOOPBACK_NETWORK)
   }
 
   /** Lets one computer reach one private address and port, for a clone. Returns what takes it back. */
@@ -164,24 +178,21 @@ export class Network {
     const key = Uint8Array.of(
       ...addressBytes((this.gatewayNumber + slot) >>> 0),
       ...addressBytes(addressNumber(address)),
-      port >>> 8,
-      port & 0xff,
-      0,
-      0,
+      ...portBytes(port),
     )
-    this.sets.add('permitted', key)
-    return () => this.sets.remove('permitted', key)
+    this.sets.add('permitted', [key])
+    return () => this.sets.remove('permitted', [key])
   }
 
   /** The cgroup (inode of its v2 directory) that opened the connection from `port` of a computer to the LLM proxy. */
   cgroupOf(shortId: string, slot: number, port: number): bigint | null {
     const local = { address: addressBytes((this.gatewayNumber + slot) >>> 0), port }
-    return this.diag(shortId).cgroupOf(local, this.proxyEndpoint)
+    return this.diag(shortId).cgroupOf({ local, remote: this.proxyEndpoint })
   }
 
-  /** Resets the computer's connections to the LLM proxy, whose other end is gone. Returns how many there were. */
-  resetProxyConnections(shortId: string): number {
-    return this.diag(shortId).resetAll(this.proxyEndpoint)
+  /** Resets the cgroup's connections to the LLM proxy, whose other end is gone. Returns how many there were. */
+  resetProxyConnections(shortId: string, cgroup: bigint): number {
+    return this.diag(shortId).reset(cgroup, this.proxyEndpoint)
   }
 
   /** Takes this orb's rules and its gateway address away; computers must be gone. */
@@ -228,7 +239,7 @@ export class Network {
   }
 
   /** `add` before `delete` makes the deletion of a table that may not exist succeed; all of it is one transaction. */
-  private rules(locked: number[]): string {
+  private rules(locked: Connection[]): string {
     const { table } = this
     const subnet = `${dotted(this.options.subnet.base)}/${this.options.subnet.bits}`
     const ports = [this.options.proxyPort, ...(this.options.apiPort === null ? [] : [this.options.apiPort])].join(', ')
@@ -237,13 +248,13 @@ export class Network {
 add table inet ${table}
 delete table inet ${table}
 table inet ${table} {
-  set locked { type ipv4_addr; ${elements(locked.map((address) => dotted(address)))} }
+  set locked { type ipv4_addr . inet_service . ipv4_addr . inet_service; ${elements(locked.map(lockElement))} }
   set allowed { type ipv4_addr; flags interval; auto-merge; ${elements(this.options.allow)} }
   set private { type ipv4_addr; flags interval; ${elements(PRIVATE_NETWORKS)} }
   set permitted { type ipv4_addr . ipv4_addr . inet_service; }
 
-  chain locked_in { type filter hook prerouting priority raw; policy accept; ip saddr @locked drop; }
-  chain locked_out { type filter hook output priority raw; policy accept; ip daddr @locked drop; }
+  chain locked_in { type filter hook prerouting priority raw; policy accept; ip saddr . tcp sport . ip daddr . tcp dport @locked drop; }
+  chain locked_out { type filter hook output priority raw; policy accept; ip daddr . tcp dport . ip saddr . tcp sport @locked drop; }
 
   chain from_computer {
     ct state established,related accept
@@ -267,7 +278,7 @@ table inet ${table} {
 
   chain forward {
     type filter hook forward priority filter - 5; policy accept;
-    ip daddr @locked drop
+    ip daddr . tcp dport . ip saddr . tcp sport @locked drop
     iifname "orb-*" meta nfproto ipv6 drop
     ip daddr ${subnet} oifname "orb-*" ct state established,related accept
     ip daddr ${subnet} oifname "orb-*" reject with icmpx admin-prohibited
@@ -288,6 +299,17 @@ table inet ${table} {
 `
   }
 }
+
+const LOOPBACK_NETWORK = 127
+
+/** Each field of a key takes a multiple of four bytes. */
+const lockKey = ({ local, remote }: Connection): Uint8Array =>
+  Uint8Array.of(...local.address, ...portBytes(local.port), ...remote.address, ...portBytes(remote.port))
+
+const portBytes = (port: number): number[] => [port >>> 8, port & 0xff, 0, 0]
+
+const lockElement = ({ local, remote }: Connection): string =>
+  `${local.address.join('.')} . ${local.port} . ${remote.address.join('.')} . ${remote.port}`
 
 const hex = (number: number): string => number.toString(16).padStart(8, '0')
 

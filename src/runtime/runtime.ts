@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { existsSync, type FSWatcher, readFileSync } from 'node:fs'
+import { existsSync, type FSWatcher, readFileSync, writeFileSync } from 'node:fs'
 import { mkdir, readdir, rm, writeFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
@@ -11,6 +11,7 @@ import { Criu, type CriuTarget, isComplete, isRestored, runningCriu } from './cr
 import * as disk from './disk.ts'
 import { installPid1, readExit } from './inside.ts'
 import * as launcher from './launcher.ts'
+import type { Connection } from './netlink.ts'
 import { Network, type NetworkOptions } from './network.ts'
 import { Tail } from './output.ts'
 import { type ComputerPaths, computerPaths, type DataPaths, objectName } from './paths.ts'
@@ -65,6 +66,7 @@ const DRAIN_MS = 100
 export class Runtime {
   private readonly masks = MASKED.filter((file) => existsSync(file))
   private readonly inits = new Map<string, number>()
+  private readonly comingUp = new Map<string, Promise<void>>()
   private readonly draining = new Map<string, Promise<boolean>>()
   private readonly criu: Criu
   private readonly launch: launcher.LauncherFiles
@@ -82,8 +84,8 @@ export class Runtime {
     this.launch = { init: options.files.init, seccomp: join(run, 'seccomp') }
   }
 
-  /** @param lockedSlots computers that are asleep: no packet may reach them from the first moment on */
-  static async start(options: RuntimeOptions, lockedSlots: number[]): Promise<Runtime> {
+  /** @param asleep agents that are on disk, by image: their connections stay locked from the first moment on */
+  static async start(options: RuntimeOptions, asleep: { spec: ComputerSpec; image: string }[]): Promise<Runtime> {
     const { data } = options
     for (const dir of [data.computers, data.checkpoints, data.images, data.run, data.spool]) {
       await mkdir(dir, { recursive: true, mode: 0o700 })
@@ -91,11 +93,13 @@ export class Runtime {
     await writeFile(join(data.run, 'seccomp'), seccompFilter(), { mode: 0o600 })
     const cgroups = Cgroups.detect()
     const [base, devices] = await Promise.all([prepareBase(options.base, data.images), prepareDevices(data.images)])
-    const gateway = options.network.subnet.base + 1
-    const network = await Network.start(
-      options.network,
-      lockedSlots.map((slot) => (gateway + slot) >>> 0),
+    const locked = new Map(
+      asleep.map(({ spec, image }) => {
+        const dir = join(computerPaths(data, spec.id).checkpoints, image)
+        return [spec.shortId, readConnections(dir)] as const
+      }),
     )
+    const network = await Network.start(options.network, locked)
     return new Runtime(options, base, devices, network, cgroups)
   }
 
@@ -108,6 +112,12 @@ export class Runtime {
   /** Makes whatever of the computer is missing, from its disk to its pid 1: at creation, after a crash, after a reboot. */
   async up(spec: ComputerSpec): Promise<void> {
     if (this.findInit(spec) !== null) return
+    const under = this.comingUp.get(spec.id) ?? this.bringUp(spec).finally(() => this.comingUp.delete(spec.id))
+    this.comingUp.set(spec.id, under)
+    return under
+  }
+
+  private async bringUp(spec: ComputerSpec): Promise<void> {
     const paths = this.paths(spec)
     const name = objectName(spec.shortId)
     if (!existsSync(paths.disk)) await disk.makeDisk(paths, spec.diskMb)
@@ -136,7 +146,7 @@ export class Runtime {
     await this.draining.get(spec.id)
     await disk.unmountComputer(this.paths(spec))
     await this.network.remove(spec.shortId)
-    this.network.unlock(spec.slot)
+    this.network.unlock(spec.shortId)
     await until(() => this.cgroups.remove(name), FREEZE_TIMEOUT_MS)
   }
 
@@ -245,8 +255,8 @@ export class Runtime {
   }
 
   /**
-   * Writes the frozen agent into the image and ends its tree; the network is locked from here on.
-   * @throws CriuError; the tree is then still frozen, the network unlocked, nothing of the image left
+   * Writes the frozen agent into the image and ends its tree; its connections are locked from here on.
+   * @throws CriuError; the tree is then still frozen, its connections open, nothing of the image left
    */
   async checkpoint(spec: ComputerSpec, image: string): Promise<{ bytes: number; durationMs: number }> {
     const started = performance.now()
@@ -256,8 +266,12 @@ export class Runtime {
     const init = launcher.agentInit(this.cgroups.processes(name, 'agent'))
     const pid = init === null ? undefined : launcher.namespacePids(init)[1]
     if (pid === undefined) throw new Error('the agent has no process')
-    this.network.lock(spec.slot)
+    const connections = this.network.connectionsOf(spec.shortId, this.cgroups.agentId(name))
+    this.network.lock(spec.shortId, connections)
     try {
+      await rm(dir, { recursive: true, force: true })
+      await mkdir(dir, { recursive: true, mode: 0o700 })
+      writeConnections(dir, connections)
       const { bytes } = await this.criu.dump({
         ...this.target(spec),
         dir,
@@ -271,21 +285,20 @@ export class Runtime {
     } catch (thrown) {
       // criu thaws what it froze: back to how it was found.
       this.cgroups.setFrozen(name, true)
-      this.network.unlock(spec.slot)
+      this.network.unlock(spec.shortId)
       await rm(dir, { recursive: true, force: true })
       throw thrown
     }
   }
 
   /**
-   * Brings the agent back from the image; it runs, and the network is open, when this returns.
+   * Brings the agent back from the image; it runs, and its connections are open, when this returns.
    * @param resetProxy connections to the LLM proxy that a former orb held are reset first
    * @throws CriuError; the image is kept, nothing of a half restored tree stays
    */
   async restore(spec: ComputerSpec, image: string, resetProxy: boolean): Promise<{ durationMs: number }> {
     const started = performance.now()
     await this.up(spec)
-    this.network.lock(spec.slot)
     const name = objectName(spec.shortId)
     const dir = this.imageDir(spec, image)
     try {
@@ -295,8 +308,8 @@ export class Runtime {
         cgroups: this.cgroups.joinFiles(name, 'agent'),
       })
       this.trackDraining(spec.id, drained)
-      if (resetProxy) this.network.resetProxyConnections(spec.shortId)
-      this.network.unlock(spec.slot)
+      if (resetProxy) this.network.resetProxyConnections(spec.shortId, this.cgroups.agentId(name))
+      this.network.unlock(spec.shortId)
       return { durationMs: performance.now() - started }
     } catch (thrown) {
       await killLeaf(this.cgroups, name, 'agent')
@@ -434,6 +447,27 @@ export class Runtime {
     this.inits.set(spec.id, found)
     return found
   }
+}
+
+/** The connections in an image, beside it: they must be locked again before anything else after a start of orb. */
+const CONNECTIONS_FILE = 'connections.json'
+
+const writeConnections = (dir: string, connections: Connection[]): void =>
+  writeFileSync(
+    join(dir, CONNECTIONS_FILE),
+    JSON.stringify(
+      connections.map(({ local, remote }) => [[...local.address], local.port, [...remote.address], remote.port]),
+    ),
+  )
+
+function readConnections(dir: string): Connection[] {
+  const file = join(dir, CONNECTIONS_FILE)
+  if (!existsSync(file)) return []
+  const rows: [number[], number, number[], number][] = JSON.parse(readFileSync(file, 'utf8'))
+  return rows.map(([local, localPort, remote, remotePort]) => ({
+    local: { address: Uint8Array.from(local), port: localPort },
+    remote: { address: Uint8Array.from(remote), port: remotePort },
+  }))
 }
 
 /** Reads to the end; what comes after `close` is thrown away, so that a writer left behind is not ended by a full pipe. */

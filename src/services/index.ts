@@ -16,7 +16,7 @@ import { VERSION } from '../version.ts'
 import { createAccounts } from './accounts.ts'
 import { ConfigCache, createDirectory } from './agents/directory.ts'
 import { AGENT_PORT } from './agents/life.ts'
-import { lockedSlots, Registry } from './agents/registry.ts'
+import { asleep, Registry } from './agents/registry.ts'
 import { createAgents } from './agents/service.ts'
 import { Slots } from './agents/slots.ts'
 import { agentStart } from './agents/start.ts'
@@ -74,7 +74,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
         allow: settings.sandboxAllow.filter((cidr) => cidr.family === 4).map((cidr) => cidr.text),
       },
     },
-    lockedSlots(store),
+    asleep(store),
   )
   const { gateway } = runtime.network
 
@@ -231,7 +231,9 @@ async function recoverAgents(registry: Registry, boot: BootNotes): Promise<void>
   const workers = Array.from({ length: RECOVERIES_AT_ONCE }, async () => {
     for (let life = lives.pop(); life; life = lives.pop()) {
       const { shortId } = life.computer
-      await life.recover(rebooted).catch((error) => log('error', 'computer could not be recovered', { computer: shortId, error }))
+      await life
+        .recover(rebooted)
+        .catch((error) => log('error', 'computer could not be recovered', { computer: shortId, error }))
     }
   })
   await Promise.all(workers)

@@ -2,8 +2,9 @@
  * The agent of the end-to-end tests. It holds data in memory, asks LLMs through the official SDKs when it is told to,
  * and answers on a port of its own computer, where exec reaches it with curl. Bundled by agent-bundle.ts; runs on Node.
  *
- * Environment: `DATA_MB` of data to hold, `EXIT_AFTER` as `<code> <ms>`.
+ * Environment: `DATA_MB` of data to hold.
  */
+import { spawn } from 'node:child_process'
 import { createHash, randomUUID } from 'node:crypto'
 import { appendFileSync } from 'node:fs'
 import { createServer, type IncomingMessage } from 'node:http'
@@ -88,6 +89,10 @@ const server = createServer(async (request, response) => {
       )
       return response.end('{}')
     }
+    case '/spawn':
+      // A process of the agent's own tree.
+      spawn('bash', ['-c', await body(request)], { stdio: 'inherit' })
+      return response.end('{}')
     default:
       return response.writeHead(404).end()
   }

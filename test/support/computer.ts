@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { z } from 'zod'
 import { agentList, computer, deployed, executed, logs, writtenFile } from '../../src/api/cloud/schemas.ts'
 import type { Question } from './agent.ts'
-import type { Answer, Orb } from './orb.ts'
+import type { Answer, Orb, Payload } from './orb.ts'
 import { memoryOf, processesIn, until } from './sweep.ts'
 
 const WAIT_TIMEOUT_MS = 20_000
@@ -57,7 +57,7 @@ export class Computer {
     this.name = `orb-${this.shortId}`
   }
 
-  call(method: string, path: string, body?: unknown, headers?: Record<string, string>): Promise<Answer> {
+  call(method: string, path: string, body?: Payload, headers?: Record<string, string>): Promise<Answer> {
     return this.orb.call(method, `/v1/computers/${this.id}${path}`, body, headers)
   }
 
@@ -76,7 +76,10 @@ export class Computer {
     await this.put(`agent/code/${entry}`, source)
     if (lang === 'binary') await this.exec(`chmod +x /agent/code/${entry}`)
     const { agent, ...sections } = config
-    return this.deploy({ agent: { name: 'script', lang, entry, ...z.record(z.string(), z.unknown()).default({}).parse(agent) }, ...sections })
+    return this.deploy({
+      agent: { name: 'script', lang, entry, ...z.record(z.string(), z.unknown()).default({}).parse(agent) },
+      ...sections,
+    })
   }
 
   /** Deploys the test agent and waits until it listens. */
@@ -86,7 +89,13 @@ export class Computer {
     const { agent, ...sections } = settings.config ?? {}
     const answer = await this.deploy(
       {
-        agent: { name: 'agent', lang: 'node', entry: AGENT_FILE, env: settings.env ?? {}, ...z.record(z.string(), z.unknown()).default({}).parse(agent) },
+        agent: {
+          name: 'agent',
+          lang: 'node',
+          entry: AGENT_FILE,
+          env: settings.env ?? {},
+          ...z.record(z.string(), z.unknown()).default({}).parse(agent),
+        },
         ...(settings.llmPort === undefined ? {} : { llm: { base_url: `http://127.0.0.1:${settings.llmPort}/v1` } }),
         ...sections,
       },
@@ -97,7 +106,7 @@ export class Computer {
     await this.waitForLine((line) => line.includes('"ready"'))
   }
 
-  async put(path: string, content: string | Uint8Array): Promise<void> {
+  async put(path: string, content: string | Uint8Array<ArrayBuffer>): Promise<void> {
     await this.orb.ask(writtenFile, 'PUT', `/v1/computers/${this.id}/files/${path}`, content)
   }
 
@@ -130,7 +139,8 @@ export class Computer {
       found = (await this.lines()).findLast(matches)
       return found !== undefined
     }, timeoutMs)
-    if (found === undefined) throw new Error(`no such line in the log of ${this.name}:\n${(await this.lines()).join('\n')}`)
+    if (found === undefined)
+      throw new Error(`no such line in the log of ${this.name}:\n${(await this.lines()).join('\n')}`)
     return found
   }
 
@@ -146,12 +156,19 @@ export class Computer {
       return view?.state === state
     }, timeoutMs)
     if (came && view) return view
-    throw new Error(`${this.name} is ${view?.state ?? 'without an agent'}, not ${state}:\n${(await this.lines()).join('\n')}`)
+    throw new Error(
+      `${this.name} is ${view?.state ?? 'without an agent'}, not ${state}:\n${(await this.lines()).join('\n')}`,
+    )
   }
 
-  /** Host pids of its processes, its own pid 1 aside: of the agent and of what was started beside it. */
+  /** Host pids of all its processes: its own pid 1, the agent's tree, and what was started beside that. */
   processes(): number[] {
     return processesIn(this.name)
+  }
+
+  /** Host pids of the agent's tree. */
+  agentProcesses(): number[] {
+    return processesIn(`${this.name}/agent`)
   }
 
   memoryBytes(): number {
@@ -161,7 +178,9 @@ export class Computer {
   /* ---- the test agent ---- */
 
   async ask(question: Question): Promise<void> {
-    await this.sh(`curl -sS --fail --max-time 10 -d ${quoted(JSON.stringify(question))} http://127.0.0.1:${AGENT_PORT}/ask`)
+    await this.sh(
+      `curl -sS --fail --max-time 10 -d ${quoted(JSON.stringify(question))} http://127.0.0.1:${AGENT_PORT}/ask`,
+    )
   }
 
   async outcome(id: string, timeoutMs = WAIT_TIMEOUT_MS) {
@@ -171,11 +190,30 @@ export class Computer {
 
   /** Counts one on in the agent's memory and says where that stands. */
   async state() {
-    return AgentState.parse(JSON.parse(await this.sh(`curl -sS --fail --max-time 10 http://127.0.0.1:${AGENT_PORT}/state`)))
+    return AgentState.parse(
+      JSON.parse(await this.sh(`curl -sS --fail --max-time 10 http://127.0.0.1:${AGENT_PORT}/state`)),
+    )
+  }
+
+  /** Runs a command in the agent's own tree, in the background. */
+  async spawnInAgent(command: string): Promise<void> {
+    await this.sh(`curl -sS --fail --max-time 10 --data-raw ${quoted(command)} http://127.0.0.1:${AGENT_PORT}/spawn`)
+  }
+
+  /** Every state that it shows within the time, each once. For what must not happen. */
+  async statesDuring(durationMs: number): Promise<string[]> {
+    const seen = new Set<string>()
+    await until(async () => {
+      seen.add((await this.agent())?.state ?? 'none')
+      return false
+    }, durationMs)
+    return [...seen]
   }
 
   async agentEnv(): Promise<Record<string, string>> {
-    return z.record(z.string(), z.string()).parse(JSON.parse(await this.sh(`curl -sS --fail --max-time 10 http://127.0.0.1:${AGENT_PORT}/env`)))
+    return z
+      .record(z.string(), z.string())
+      .parse(JSON.parse(await this.sh(`curl -sS --fail --max-time 10 http://127.0.0.1:${AGENT_PORT}/env`)))
   }
 
   /** The agent was started `times` times in all, and at most one of it is there. */

@@ -13,6 +13,8 @@ export interface LlmServerOptions {
   firstByteMs?: number | ((call: number) => number)
   /** Between two words of a streamed answer. Default 0. A request header `x-gap-ms` overrides it. */
   gapMs?: number
+  /** Holds an answer back until this resolves, beside `firstByteMs`. */
+  answerWhen?: (request: SeenRequest) => Promise<void> | undefined
   /** What it says to the last user message. Default: `echo: <message>`. */
   reply?: (prompt: string) => string
 }
@@ -50,7 +52,8 @@ export function startLlmServer(options: LlmServerOptions = {}): LlmServer {
     async fetch(request) {
       const { pathname } = new URL(request.url)
       const body = await request.text()
-      llm.requests.push({ method: request.method, path: pathname, headers: new Headers(request.headers), body })
+      const seen = { method: request.method, path: pathname, headers: new Headers(request.headers), body }
+      llm.requests.push(seen)
       const api = pathname.endsWith('/messages') ? ANTHROPIC : pathname.endsWith('/chat/completions') ? OPENAI : null
       if (api === null) return Response.json({ error: { type: 'not_found_error', message: pathname } }, { status: 404 })
       const parsed: Prompt = JSON.parse(body)

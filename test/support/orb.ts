@@ -2,6 +2,7 @@
  * A real `orb serve` for the end-to-end tests, on a data directory and a subnet of its own: compiled where
  * `ORB_TEST_BINARY` names an executable, else from the sources. Needs root.
  */
+import { setDefaultTimeout } from 'bun:test'
 import { existsSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -15,9 +16,13 @@ import { computersIn, remains, sweep, sweepNetwork, until } from './sweep.ts'
 export const FREEZE_AFTER_MS = 300
 export const CHECKPOINT_AFTER_MS = 800
 
+/** bun's own limit of 5 s a test is too short for suites that start real computers on a busy machine. */
+const TEST_TIMEOUT_MS = 90_000
 const READY_TIMEOUT_MS = 30_000
 const STOP_TIMEOUT_MS = 20_000
 const MAIN = join(import.meta.dir, '../../src/main.ts')
+
+setDefaultTimeout(TEST_TIMEOUT_MS)
 
 export interface OrbOptions {
   env?: Record<string, string>
@@ -32,6 +37,9 @@ export interface Answer {
   /** The body, when it is a JSON object. */
   json: Record<string, unknown>
 }
+
+/** Text, bytes and streams go out as they are, the rest as JSON. */
+export type Payload = string | Uint8Array<ArrayBuffer> | ReadableStream<Uint8Array> | object | undefined
 
 type Child = ReturnType<typeof spawn>
 
@@ -143,9 +151,10 @@ export class Orb {
     this.orgId = account.org_id
   }
 
-  /** A body that is a string or bytes goes out as it is, anything else as JSON. */
-  async call(method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<Answer> {
+  /** Sends a request with the key of the organisation that was registered last, unless `headers` say otherwise. */
+  async call(method: string, path: string, body?: Payload, headers: Record<string, string> = {}): Promise<Answer> {
     const raw = typeof body === 'string' || body instanceof Uint8Array || body instanceof ReadableStream
+    const sent = body === undefined || raw ? body : JSON.stringify(body)
     const response = await fetch(`${this.url}${path}`, {
       method,
       headers: {
@@ -153,14 +162,14 @@ export class Orb {
         ...(raw ? {} : { 'content-type': 'application/json' }),
         ...headers,
       },
-      body: body === undefined ? undefined : raw ? body : JSON.stringify(body),
+      body: sent,
     })
     const text = await response.text()
     return { status: response.status, headers: response.headers, text, json: parsed(text) }
   }
 
   /** As `call`, for what must succeed: the body as `schema` reads it. */
-  async ask<S extends z.ZodType>(schema: S, method: string, path: string, body?: unknown): Promise<z.output<S>> {
+  async ask<S extends z.ZodType>(schema: S, method: string, path: string, body?: Payload): Promise<z.output<S>> {
     const { status, text, json } = await this.call(method, path, body)
     if (status >= 300) throw new Error(`${method} ${path}: ${status} ${text}`)
     return schema.parse(json)
@@ -205,7 +214,8 @@ export class Orb {
     for (const { id } of computers) {
       const { status, text } = await this.call('DELETE', `/v1/computers/${id}`)
       if (status !== 200) throw new Error(`a computer could not be deleted: ${status} ${text}`)
-      if (existsSync(join(this.dataDir, 'computers', id))) throw new Error(`computer ${id} was deleted, its directory stays`)
+      if (existsSync(join(this.dataDir, 'computers', id)))
+        throw new Error(`computer ${id} was deleted, its directory stays`)
     }
   }
 

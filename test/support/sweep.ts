@@ -42,7 +42,10 @@ export async function sweep(dataDir: string, names: string[]): Promise<void> {
 
 /** The rules and the address that all computers of an orb share. */
 export function sweepNetwork(gateway: string): void {
-  const hex = gateway.split('.').map((part) => Number(part).toString(16).padStart(2, '0')).join('')
+  const hex = gateway
+    .split('.')
+    .map((part) => Number(part).toString(16).padStart(2, '0'))
+    .join('')
   run('nft', 'delete', 'table', 'inet', `orb_${hex}`)
   run('ip', 'address', 'delete', `${gateway}/32`, 'dev', 'lo')
   for (const root of CGROUP_ROOTS) if (existsSync(root)) removeIfEmpty(root)

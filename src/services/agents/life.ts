@@ -228,7 +228,7 @@ export class Life {
         case 'keep':
           return
         case 'adopt':
-          runtime.network.unlock(this.computer.slot)
+          runtime.network.unlock(this.computer.shortId)
           runtime.thawAgent(this.computer)
           this.save(row, {
             phase: 'running',
@@ -400,7 +400,6 @@ export class Life {
   }
 
   private async sleepOn(row: AgentRow): Promise<void> {
-    this.deps.runtime.network.lock(this.computer.slot)
     this.save(row, { phase: 'checkpointed', generation: row.generation + 1, pid: null })
     if (!row.llmOutstanding) return
     // Its connection died with the orb that held it: it wakes, sees a reset, and its client library tries again.
@@ -439,7 +438,7 @@ export class Life {
     this.watcher = null
     await runtime.killAgent(this.computer)
     this.deps.dropConnections(this.computer.id)
-    runtime.network.unlock(this.computer.slot)
+    runtime.network.unlock(this.computer.shortId)
     if (row?.image) await runtime.removeImage(this.computer, row.image)
     this.ownImage = false
   }

@@ -46,16 +46,10 @@ export class Registry {
   }
 }
 
-/** Slots whose network must be closed from the first moment after a start: their agents are on disk, or half way. */
-export function lockedSlots(store: Store): number[] {
-  const asleep = new Set(
-    store.agents
-      .all()
-      .filter((row) => row.phase === 'checkpointed' || row.phase === 'checkpointing' || row.phase === 'restoring')
-      .map((row) => row.computerId),
-  )
-  return store.computers
-    .all()
-    .filter((computer) => asleep.has(computer.id))
-    .map((computer) => computer.slot)
+/** Agents that are on disk, or half way: what the runtime must keep closed from the first moment after a start. */
+export function asleep(store: Store): { spec: ComputerRow; image: string }[] {
+  return store.agents.all().flatMap(({ computerId, image }) => {
+    const spec = store.computers.get(computerId)
+    return spec && image ? [{ spec, image }] : []
+  })
 }

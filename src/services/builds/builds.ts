@@ -161,7 +161,7 @@ export function createBuilds(deps: BuildsDeps): Builds {
       exec: (spec, request) => runtime.exec(spec, request),
       computer,
       hidden: tokenForms(access?.token ?? null),
-      deadline: performance.Date.now() + settings.buildTimeoutMs,
+      deadline: performance.now() + settings.buildTimeoutMs,
       cancelled: job.cancelled.signal,
     })
     const base = buildEnvironment(deps.environmentFacts(computer))

@@ -34,12 +34,18 @@ export class Queue<J extends Queued<T>, T> {
     const { promise, resolve, reject } = Promise.withResolvers<T>()
     // Nobody may be listening any more; whoever is has the promise itself.
     promise.catch(() => {})
-    const start = () => {
-      void job
-        .run()
-        .then(resolve, reject)
-        .finally(() => this.next(key))
-    }
+    // The turn is passed on first: whoever has his answer finds the job gone.
+    const start = () =>
+      void job.run().then(
+        (answer) => {
+          this.next(key)
+          resolve(answer)
+        },
+        (thrown: unknown) => {
+          this.next(key)
+          reject(thrown)
+        },
+      )
     const lane = this.lanes.get(key) ?? []
     this.lanes.set(key, lane)
     lane.push({ job, done: promise, start })

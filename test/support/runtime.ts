@@ -1,0 +1,76 @@
+import { randomInt, randomUUID } from 'node:crypto'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { unpackBundle } from '../../src/runtime/bundle.ts'
+import { addressNumber } from '../../src/runtime/network.ts'
+import { dataPaths } from '../../src/runtime/paths.ts'
+import { Runtime } from '../../src/runtime/runtime.ts'
+import type { ComputerRow } from '../../src/store/types.ts'
+
+/** Subnets of tests: apart from the default one, and from each other when two runs meet. */
+const FIRST_NET = 64
+const LAST_NET = 250
+const PROXY_PORT = 10_000
+
+export interface TestRuntime extends AsyncDisposable {
+  runtime: Runtime
+  dataDir: string
+  /** A computer that exists from now on; it is gone after the test. */
+  computer(over?: Partial<ComputerRow>): Promise<ComputerRow>
+}
+
+/**
+ * A runtime on a data directory and a subnet of its own. Disposing of it takes everything away again: computers, mounts,
+ * network, directory. Needs root. The base is the host's.
+ */
+export async function startRuntime(): Promise<TestRuntime> {
+  if (process.getuid?.() !== 0) throw new Error('this test needs root')
+  const dataDir = await mkdtemp(join(tmpdir(), 'orb-test-'))
+  const computers: ComputerRow[] = []
+  const subnet = `10.${randomInt(FIRST_NET, LAST_NET)}.${randomInt(256)}.0`
+  const runtime = await Runtime.start(
+    {
+      data: dataPaths(dataDir),
+      files: await unpackBundle(dataDir),
+      base: 'host',
+      memoryMultiplier: 3,
+      network: { subnet: { base: addressNumber(subnet), bits: 24 }, proxyPort: PROXY_PORT, apiPort: null, allow: [] },
+    },
+    [],
+  )
+  return {
+    runtime,
+    dataDir,
+    async computer(over = {}) {
+      const id = randomUUID()
+      const row: ComputerRow = {
+        id,
+        shortId: id.slice(0, 8),
+        orgId: 'org',
+        name: 'test',
+        runtimeMb: 256,
+        diskMb: 512,
+        userId: null,
+        swarmId: null,
+        replicaIndex: null,
+        slot: computers.length + 1,
+        base: runtime.base.name,
+        createdAt: Date.now(),
+        updatedAt: Date.now(),
+        ...over,
+      }
+      computers.push(row)
+      await runtime.up(row)
+      return row
+    },
+    async [Symbol.asyncDispose]() {
+      for (const row of computers) {
+        await runtime.down(row)
+        await runtime.erase(row)
+      }
+      await runtime.stop()
+      await rm(dataDir, { recursive: true, force: true })
+    },
+  }
+}
