@@ -14,7 +14,8 @@ export interface Cidr {
   text: string
 }
 
-interface Address {
+/** An address as a number. */
+export interface Address {
   family: 4 | 6
   value: bigint
 }
@@ -22,7 +23,7 @@ interface Address {
 /** A block such as `10.42.0.0/16` or `fd00::/8`; a bare address is a block of one. Null if it is neither or has host bits set. */
 export function parseCidr(text: string): Cidr | null {
   const [host = '', length, ...rest] = text.trim().split('/')
-  const address = parseAddress(host)
+  const address = host.includes('%') ? null : parseAddress(host)
   if (!address || rest.length > 0) return null
   const bits = address.family === 4 ? IPV4_BITS : IPV6_BITS
   if (length !== undefined && !/^\d{1,3}$/.test(length)) return null
@@ -35,19 +36,30 @@ export function parseCidr(text: string): Cidr | null {
 
 /** Whether a literal address lies in the block. IPv4-mapped IPv6 addresses count as the IPv4 address they stand for. */
 export function cidrContains(cidr: Cidr, literal: string): boolean {
-  const address = parseAddress(literal)
-  if (!address || address.family !== cidr.family) return false
+  const address = parseMapped(literal)
+  return address !== null && contains(cidr, address)
+}
+
+/** Whether the address lies in the block, taken as it is written. */
+export function contains(cidr: Cidr, address: Address): boolean {
+  if (address.family !== cidr.family) return false
   const hostBits = BigInt((cidr.family === 4 ? IPV4_BITS : IPV6_BITS) - cidr.prefix)
   return address.value >> hostBits === cidr.value >> hostBits
 }
 
-function parseAddress(text: string): Address | null {
-  const family = isIP(text)
-  if (family === 4) return { family: 4, value: ipv4Value(text) }
-  if (family !== 6 || text.includes('%')) return null
-  const value = ipv6Value(text)
-  if (value >> 32n === MAPPED_PREFIX >> 32n) return { family: 4, value: value & 0xffffffffn }
-  return { family: 6, value }
+function parseMapped(text: string): Address | null {
+  if (text.includes('%')) return null
+  const address = parseAddress(text)
+  if (address?.family !== 6 || address.value >> 32n !== MAPPED_PREFIX >> 32n) return address
+  return { family: 4, value: address.value & 0xffffffffn }
+}
+
+/** A literal address, a zone (`%eth0`) left out; null for anything else. */
+export function parseAddress(text: string): Address | null {
+  const bare = text.replace(/%.*$/, '')
+  const family = isIP(bare)
+  if (family === 4) return { family: 4, value: ipv4Value(bare) }
+  return family === 6 ? { family: 6, value: ipv6Value(bare) } : null
 }
 
 const ipv4Value = (text: string): bigint => text.split('.').reduce((sum, part) => (sum << 8n) | BigInt(part), 0n)

@@ -63,10 +63,10 @@ describe('settings', () => {
     expect(entries).toEqual([
       { kind: 'cidr', cidr: parseCidr('10.1.0.0/16')! },
       { kind: 'host', host: 'llm.internal', port: 8080 },
-      { kind: 'host', host: 'git.internal', port: null },
-      { kind: 'host', host: '127.0.0.1', port: 9 },
+      { kind: 'host', host: 'git.internal' },
+      { kind: 'host', host: 'ip4:7f000001', port: 9 },
       { kind: 'any' },
-      { kind: 'cidr', cidr: parseCidr('::1')! },
+      { kind: 'host', host: 'ip6:1' },
     ])
   })
 

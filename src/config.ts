@@ -3,6 +3,7 @@ import { isAbsolute } from 'node:path'
 import { parseArgs } from 'node:util'
 import { parse as parseToml } from 'smol-toml'
 import { z } from 'zod'
+import { type AllowEntry, parseAllowList } from './addresses.ts'
 import { type Cidr, parseCidr } from './cidr.ts'
 import { messageOf } from './errors.ts'
 import { parseDuration } from './time.ts'
@@ -13,12 +14,6 @@ export const DEFAULT_CONFIG_FILE = '/etc/orb/config.toml'
 const LONGEST_SUBNET_PREFIX = 30
 
 export type Listen = { kind: 'tcp'; host: string; port: number } | { kind: 'unix'; path: string }
-
-/** What orb itself may reach though it is private, loopback or plain http. */
-export type PrivateTarget =
-  | { kind: 'any' }
-  | { kind: 'cidr'; cidr: Cidr }
-  | { kind: 'host'; host: string; port: number | null }
 
 /** Every setting of the Orb Cloud contract §1.1, validated. */
 export type Settings = ReturnType<typeof toSettings>
@@ -182,7 +177,7 @@ const SETTINGS = z.object({
   max_runtime_mb: whole(65_536, 64),
   max_disk_mb: whole(1_048_576, 64),
   max_computers: whole(1000, 1),
-  allow_private: list('a comma list of CIDR, host, host:port or *', parsePrivateTarget),
+  allow_private: setting('', 'a comma list of CIDR, host, host:port or *', allowListOrNull),
   sandbox_allow: list('a comma list of CIDR', parseCidr),
   github_api: httpUrl('https://api.github.com'),
   github_host: hostname('github.com'),
@@ -235,6 +230,14 @@ function toSettings(raw: z.output<typeof SETTINGS>) {
   }
 }
 
+function allowListOrNull(value: string): AllowEntry[] | null {
+  try {
+    return parseAllowList(value)
+  } catch {
+    return null
+  }
+}
+
 function defaultPublicUrl(listen: Listen, tls: boolean): string {
   if (listen.kind === 'unix') return 'http://localhost'
   const host = listen.host.includes(':') ? `[${listen.host}]` : listen.host
@@ -253,14 +256,6 @@ function parseListen(value: string): Listen | null {
 function parseSubnet(value: string): Cidr | null {
   const cidr = parseCidr(value)
   return cidr?.family === 4 && cidr.prefix <= LONGEST_SUBNET_PREFIX ? cidr : null
-}
-
-function parsePrivateTarget(value: string): PrivateTarget | null {
-  if (value === '*') return { kind: 'any' }
-  const cidr = parseCidr(value)
-  if (cidr) return { kind: 'cidr', cidr }
-  const split = splitHostPort(value)
-  return split && { kind: 'host', host: split.host.toLowerCase(), port: split.port ?? null }
 }
 
 /** `host`, `host:port`, `[v6]:port`; the brackets are dropped. */

@@ -3,11 +3,11 @@ import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { startApi } from './api/server.ts'
 import { loadSettings, readFlags, type Settings } from './config.ts'
-import { runDoctor } from './doctor.ts'
 import { messageOf } from './errors.ts'
 import { log } from './log.ts'
 import { lockFile } from './runtime/lock.ts'
 import { createAccounts } from './services/accounts.ts'
+import { runDoctor } from './services/doctor.ts'
 import { takeDown } from './services/down.ts'
 import { startServices } from './services/index.ts'
 import { openVault } from './services/vault.ts'
@@ -120,7 +120,11 @@ async function down(argv: string[]): Promise<number> {
   const settings = settingsFrom(argv)
   if (process.getuid?.() !== 0) throw new Error('orb down must run as root')
   const count = await takeDown(settings)
-  console.log(count === null ? 'nothing of it is up' : `${count} ${count === 1 ? 'computer' : 'computers'} taken down, data kept in ${settings.dataDir}`)
+  console.log(
+    count === null
+      ? 'nothing of it is up'
+      : `${count} ${count === 1 ? 'computer' : 'computers'} taken down, data kept in ${settings.dataDir}`,
+  )
   return 0
 }
 

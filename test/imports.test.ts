@@ -5,7 +5,7 @@ import { dependencies } from '../package.json'
 const SRC = join(import.meta.dir, '../src')
 
 /** Small files in src/ itself that know no room: every room may use them, and they may use each other. */
-const SHARED = ['cidr.ts', 'errors.ts', 'log.ts', 'time.ts', 'version.ts']
+const SHARED = ['cidr.ts', 'addresses.ts', 'errors.ts', 'log.ts', 'time.ts', 'version.ts']
 
 /** What a file of each room, or of src/ itself, may import beside its own room and what is shared. */
 const MAY_IMPORT: Record<string, string[]> = {

@@ -24,12 +24,12 @@ console.log(`ready: ${MEMORY_BYTES} bytes of my own, checksum ${checksum.slice(0
 for (let count = 1; count <= COUNT_TO; count++) {
   conversation.push({ role: 'user', content: `Which number comes after ${count - 1}? Answer in one short sentence.` })
   console.log(`call ${count}: asking`)
-  const asked = performance.now()
+  const asked = Date.now()
   const stream = anthropic.messages.stream({ model: MODEL, max_tokens: MAX_TOKENS, messages: conversation })
   let pieces = 0
   stream.on('text', () => pieces++)
   const text = await stream.finalText()
-  const seconds = ((performance.now() - asked) / 1000).toFixed(1)
+  const seconds = ((Date.now() - asked) / 1000).toFixed(1)
   conversation.push({ role: 'assistant', content: text })
   console.log(`call ${count}: after ${seconds} s, in ${pieces} pieces: ${text}`)
 

@@ -3,16 +3,22 @@
 const MB = 1024 * 1024
 /** A sleeping agent holds less than this. */
 const ASLEEP_LIMIT_BYTES = 2 * MB
-/** The kernel needs a moment to hand back the memory of a process that has ended. */
-const SETTLE_MS = 500
+/** Lines of the log come later than what they tell of; so near to a change a look at the kernel is of neither state. */
+const BLUR_MS = 750
+
+interface Look {
+  at: number
+  memoryBytes: number
+  processes: number
+}
 
 interface Sleep {
   bytes: number
   dumpMs: number
   asleepMs: number
   wakeMs: number
-  /** The most and the least that the kernel saw while it slept; null when it looked too late. */
-  memoryBytes: number | null
+  /** What the kernel said meanwhile. */
+  looks: Look[]
 }
 
 export class Report {
@@ -20,7 +26,7 @@ export class Report {
   private readonly tty = process.stdout.isTTY === true
   private readonly sleeps: Sleep[] = []
   private readonly complaints: string[] = []
-  private asleep: { since: number; bytes: number; dumpMs: number; memoryBytes: number | null } | null = null
+  private asleep: { since: number; bytes: number; dumpMs: number; looks: Look[] } | null = null
   private awakePeakBytes = 0
   private intact = 0
   private done = false
@@ -35,12 +41,14 @@ export class Report {
     if (/failed|lost|exited|killed/.test(line)) this.complaints.push(`orb says: ${line}`)
     const slept = /^checkpointed \(\w+\), (\d+) bytes in (\d+) ms$/.exec(line)
     if (slept) {
-      this.asleep = { since: performance.now(), bytes: Number(slept[1]), dumpMs: Number(slept[2]), memoryBytes: null }
+      this.asleep = { since: performance.now(), bytes: Number(slept[1]), dumpMs: Number(slept[2]), looks: [] }
     }
     const woken = /^restored \(\w+\) in (\d+) ms$/.exec(line)
     if (woken && this.asleep) {
-      const { since, ...rest } = this.asleep
-      const sleep = { ...rest, asleepMs: performance.now() - since, wakeMs: Number(woken[1]) }
+      const { since, bytes, dumpMs } = this.asleep
+      const now = performance.now()
+      const looks = this.asleep.looks.filter(({ at }) => at - since > BLUR_MS && now - at > BLUR_MS)
+      const sleep = { bytes, dumpMs, looks, asleepMs: now - since, wakeMs: Number(woken[1]) }
       this.asleep = null
       this.sleeps.push(sleep)
       this.print(`      > sleep ${this.sleeps.length}: ${sleepText(sleep)}`)
@@ -49,11 +57,8 @@ export class Report {
 
   /** Once a second. */
   tick(state: string, memoryBytes: number, processes: number): void {
-    if (!this.asleep) this.awakePeakBytes = Math.max(this.awakePeakBytes, memoryBytes)
-    else if (state === 'checkpointed' && performance.now() - this.asleep.since > SETTLE_MS) {
-      this.asleep.memoryBytes = Math.max(this.asleep.memoryBytes ?? 0, memoryBytes)
-      if (processes > 0) this.complaints.push(`${processes} processes of the agent are there while it sleeps`)
-    }
+    if (this.asleep) this.asleep.looks.push({ at: performance.now(), memoryBytes, processes })
+    else this.awakePeakBytes = Math.max(this.awakePeakBytes, memoryBytes)
     const elapsed = ((performance.now() - this.began) / 1000).toFixed(0)
     const line = `${elapsed.padStart(4)} s  ${state.padEnd(12)}  ${megabytes(memoryBytes).padStart(9)} of RAM  ${processes} processes`
     process.stdout.write(this.tty ? `\r\x1b[2K${line}` : `${line}\n`)
@@ -69,9 +74,9 @@ export class Report {
     if (!this.done) problems.push('the agent did not come to its end')
     if (this.intact !== calls) problems.push(`its memory was found intact ${this.intact} times, not ${calls}`)
     if (mustSleep && this.sleeps.length !== calls) problems.push(`it slept ${this.sleeps.length} times, not ${calls}`)
-    for (const { memoryBytes } of this.sleeps) {
-      if (memoryBytes !== null && memoryBytes >= ASLEEP_LIMIT_BYTES)
-        problems.push(`it held ${megabytes(memoryBytes)} of RAM asleep`)
+    for (const { memoryBytes, processes } of this.sleeps.flatMap(({ looks }) => looks)) {
+      if (memoryBytes >= ASLEEP_LIMIT_BYTES) problems.push(`it held ${megabytes(memoryBytes)} of RAM asleep`)
+      if (processes > 0) problems.push(`${processes} processes of it were there while it slept`)
     }
     return problems
   }
@@ -79,7 +84,7 @@ export class Report {
   /** Two lines. */
   summary(upstreamRequests: number | null): string {
     const total = (of: (sleep: Sleep) => number) => this.sleeps.reduce((sum, sleep) => sum + of(sleep), 0)
-    const asleep = Math.max(0, ...this.sleeps.map(({ memoryBytes }) => memoryBytes ?? 0))
+    const asleep = Math.max(0, ...this.sleeps.flatMap(({ looks }) => looks.map(({ memoryBytes }) => memoryBytes)))
     const wakes = this.sleeps.map(({ wakeMs }) => wakeMs).join(', ')
     const seen = upstreamRequests === null ? '' : `; the LLM saw ${upstreamRequests} requests`
     return [

@@ -16,6 +16,9 @@ const POLL_MS = 50
 const FIRST_SUBNET = 200
 const LAST_SUBNET = 254
 
+/** Text and bytes go out as they are, anything else as JSON. */
+type Body = string | Uint8Array<ArrayBuffer> | Record<string, unknown>
+
 export interface PrivateOrb {
   url: string
   dataDir: string
@@ -74,8 +77,8 @@ export class Computer {
     this.cgroup = join('orb', `orb-${shortId}`, 'agent')
   }
 
-  /** The body as `schema` reads it. A string or bytes goes out as it is, anything else as JSON. @throws Error for an error */
-  async ask<S extends z.ZodType>(schema: S, method: string, path: string, body?: unknown): Promise<z.output<S>> {
+  /** The answer as `schema` reads it. @throws Error for an error */
+  async ask<S extends z.ZodType>(schema: S, method: string, path: string, body?: Body): Promise<z.output<S>> {
     return schema.parse(await call(this.url, this.key, method, `/v1/computers/${this.id}${path}`, body))
   }
 
@@ -160,7 +163,7 @@ async function stopOrb(dataDir: string): Promise<void> {
   while (runningPid(dataDir) !== null) await Bun.sleep(POLL_MS)
 }
 
-async function call(url: string, key: string, method: string, path: string, body?: unknown): Promise<unknown> {
+async function call(url: string, key: string, method: string, path: string, body?: Body): Promise<unknown> {
   const raw = typeof body === 'string' || body instanceof Uint8Array ? body : JSON.stringify(body)
   const response = await fetch(`${url}${path}`, {
     method,

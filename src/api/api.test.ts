@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'bun:test'
 import { connect } from 'node:net'
-import { C, create, created, play, type Scenario, send } from './scenario.ts'
+import { C, create, created, play, type Scenario, send } from '../../test/support/api-scenario.ts'
 import { DEPLOY_KEY, KEY, startTestApi, type TestApi, VIEWER_KEY } from './testing.ts'
 
 let api: TestApi

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, expect, test } from 'bun:test'
 import { z } from 'zod'
-import { C, create } from './scenario.ts'
+import { C, create } from '../../test/support/api-scenario.ts'
 import { KEY, startTestApi, type TestApi } from './testing.ts'
 
 const schema = z.looseObject({})

@@ -53,9 +53,9 @@ export async function askTcp(upstream: Upstream, query: Uint8Array, timeoutMs: n
       },
       error: (_, error) => reject(error),
       close: () => reject(new Error('the connection was closed')),
-      connectError: (_, error) => reject(error),
     },
   })
+  connecting.catch(reject)
   try {
     return await promise
   } finally {

@@ -122,6 +122,13 @@ const framed = (message: Uint8Array): Buffer =>
 const echo: Behaviour = (asked, send) => send(reply(asked))
 const silent: Behaviour = () => {}
 
+const missFirst = (): Behaviour => {
+  let asked = 0
+  return (message, send) => {
+    if (++asked > 1) send(reply(message))
+  }
+}
+
 describe('over UDP', () => {
   test('passes query and answer on as they are', async () => {
     const { send, next } = await client(await forwarder(await servers([echo])))
@@ -142,6 +149,7 @@ describe('over UDP', () => {
 
   const failovers: [string, (Behaviour | null)[], number][] = [
     ['is silent', [silent, echo], 0],
+    ['is the only one and misses the first query', [missFirst()], 0],
     ['is not there', [null, echo], 0],
     ['cannot say', [(asked, send) => send(reply(asked, { rcode: 2 })), echo], 0],
     ['refuses', [(asked, send) => send(reply(asked, { rcode: 5 })), echo], 0],
@@ -223,6 +231,11 @@ describe('over TCP', () => {
 
   test('fails over to the next server', async () => {
     const port = await forwarder(await servers([silent, echo]))
+    expect(await askTcp(port, framed(query(1, 'example.com')))).toEqual([reply(query(1, 'example.com'))])
+  })
+
+  test('fails over to the next server where nobody listens', async () => {
+    const port = await forwarder(await servers([null, echo]))
     expect(await askTcp(port, framed(query(1, 'example.com')))).toEqual([reply(query(1, 'example.com'))])
   })
 

@@ -149,9 +149,11 @@ function takeMessage(data: Connection): Buffer | null {
 
 /** Asks one server after the other until one knows. */
 async function forward(upstreams: Upstream[], query: Buffer, ask: Ask): Promise<Uint8Array> {
-  const timeoutMs = Math.min(ATTEMPT_TIMEOUT_MS, TOTAL_TIMEOUT_MS / Math.max(1, upstreams.length))
+  // A datagram can be lost: the only server is asked twice.
+  const attempts = upstreams.length === 1 ? [...upstreams, ...upstreams] : upstreams
+  const timeoutMs = Math.min(ATTEMPT_TIMEOUT_MS, TOTAL_TIMEOUT_MS / Math.max(1, attempts.length))
   let refusal: Uint8Array | null = null
-  for (const upstream of upstreams) {
+  for (const upstream of attempts) {
     const reply = await ask(upstream, query, timeoutMs).catch(() => null)
     if (!reply || !answers(query, reply)) continue
     if (!isRetryable(reply)) return reply

@@ -2,7 +2,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from 'bun:test
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { parseAllowList } from './addresses.ts'
+import { parseAllowList } from '../addresses.ts'
 import { type Bench, post, rawClient, rawServer, startBench, until } from './testing.ts'
 
 const cleanups: (() => unknown)[] = []

@@ -1,5 +1,5 @@
+import type { AllowEntry } from '../addresses.ts'
 import { log } from '../log.ts'
-import type { AllowEntry } from './addresses.ts'
 import { AgentConnection } from './agent-connection.ts'
 import { MemoryKeptAnswers } from './replay.ts'
 import type { TurnContext } from './turn.ts'

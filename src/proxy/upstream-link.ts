@@ -1,9 +1,9 @@
 import { lookup } from 'node:dns/promises'
 import { isIP } from 'node:net'
 import type { Socket, SocketHandler } from 'bun'
+import { type AllowEntry, allowed, isPrivate } from '../addresses.ts'
 import { messageOf, OrbError } from '../errors.ts'
 import { log } from '../log.ts'
-import { type AllowEntry, allowed, isPrivate } from './addresses.ts'
 import type { UpstreamTarget } from './upstream-url.ts'
 
 /** A failed connect is tried anew this often, within the time below (Orb Cloud contract §11.1). */

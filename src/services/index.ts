@@ -1,9 +1,9 @@
 import { mkdir } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
+import { allowed } from '../addresses.ts'
 import type { Settings } from '../config.ts'
 import { log } from '../log.ts'
-import { type AllowEntry, allowed, parseAllowList } from '../proxy/addresses.ts'
 import { startDns } from '../proxy/dns.ts'
 import { startLlmProxy } from '../proxy/llm.ts'
 import { unpackBundle } from '../runtime/bundle.ts'
@@ -81,7 +81,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
   const findComputer = createFindComputer(store)
   const configs = new ConfigCache(store)
   const secrets = createSecrets({ secrets: store.secrets, vault })
-  const allowPrivate = allowEntries(settings)
+  const { allowPrivate } = settings
   const plainHttpAllowed = (url: URL) => allowed(allowPrivate, url.hostname, portOf(url), url.hostname)
   const factsOf = (computer: ComputerRow): EnvironmentFacts => ({
     computerId: computer.id,
@@ -209,18 +209,6 @@ const codeVersion = (store: Store, computerId: string): string | null =>
     .list(computerId)
     .map((row) => readView(row).code_version)
     .find((version) => version !== null) ?? null
-
-const allowEntries = ({ allowPrivate }: Settings): AllowEntry[] =>
-  parseAllowList(
-    allowPrivate
-      .map((entry) => {
-        if (entry.kind === 'any') return '*'
-        if (entry.kind === 'cidr') return entry.cidr.text
-        const host = entry.host.includes(':') ? `[${entry.host}]` : entry.host
-        return entry.port === null ? host : `${host}:${entry.port}`
-      })
-      .join(','),
-  )
 
 const portOf = (url: URL): number => Number(url.port) || (url.protocol === 'https:' ? 443 : 80)
 

@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { parseAllowList } from '../../src/proxy/addresses.ts'
+import { parseAllowList } from '../../src/addresses.ts'
 import { type Builds, createBuilds } from '../../src/services/builds/builds.ts'
 import { createExec } from '../../src/services/exec.ts'
 import { parseInline, toJson } from '../../src/services/orb-toml.ts'

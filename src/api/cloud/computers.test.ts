@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, test } from 'bun:test'
-import { C, create, created, play, type Scenario } from '../scenario.ts'
+import { C, create, created, play, type Scenario } from '../../../test/support/api-scenario.ts'
 import { startTestApi, type TestApi } from '../testing.ts'
 
 let api: TestApi

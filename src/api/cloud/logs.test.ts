@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, expect, test } from 'bun:test'
-import { C, play, type Scenario } from '../scenario.ts'
+import { C, play, type Scenario } from '../../../test/support/api-scenario.ts'
 import { ADMIN, COMPUTER_ID, fakeServices, startTestApi, type TestApi } from '../testing.ts'
 import { logRoutes } from './logs.ts'
 

@@ -1,7 +1,7 @@
 import { randomInt } from 'node:crypto'
+import type { AllowEntry } from '../../addresses.ts'
 import type { Settings } from '../../config.ts'
 import { OrbError } from '../../errors.ts'
-import type { AllowEntry } from '../../proxy/addresses.ts'
 import type { Runtime } from '../../runtime/runtime.ts'
 import type { Store } from '../../store/store.ts'
 import type { BuildRow, ComputerRow } from '../../store/types.ts'

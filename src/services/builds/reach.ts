@@ -1,7 +1,7 @@
 import { lookup } from 'node:dns/promises'
 import { isIP } from 'node:net'
+import { type AllowEntry, allowed, isPrivate } from '../../addresses.ts'
 import { type Cidr, cidrContains } from '../../cidr.ts'
-import { type AllowEntry, allowed, isPrivate } from '../../proxy/addresses.ts'
 import { CloneError } from './source.ts'
 
 export interface ReachOptions {

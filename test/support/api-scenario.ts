@@ -1,5 +1,5 @@
 import { expect } from 'bun:test'
-import { COMPUTER_ID, KEY, type TestApi } from './testing.ts'
+import { COMPUTER_ID, KEY, type TestApi } from '../../src/api/testing.ts'
 
 /** The path of the computer that the fake services know. */
 export const C = `/v1/computers/${COMPUTER_ID}`

@@ -1,17 +1,8 @@
 import { isIP } from 'node:net'
+import { type Address, type Cidr, contains, parseAddress, parseCidr } from './cidr.ts'
 
 /** One entry of the operator's list of what orb itself may reach though it is private or plain http. */
-export type AllowEntry =
-  | { kind: 'any' }
-  | { kind: 'cidr'; family: 4 | 6; network: bigint; prefix: number }
-  | { kind: 'host'; host: string; port?: number }
-
-interface Address {
-  family: 4 | 6
-  bits: bigint
-}
-
-const WIDTH = { 4: 32, 6: 128 } as const
+export type AllowEntry = { kind: 'any' } | { kind: 'cidr'; cidr: Cidr } | { kind: 'host'; host: string; port?: number }
 
 /**
  * Everything that is not the public internet: IANA special-purpose registries (RFC 6890 and its updates), multicast, and
@@ -42,19 +33,19 @@ const PRIVATE = [
   'fc00::/7',
   'fe80::/9',
   'ff00::/8',
-].map(parseCidr)
+].map(block)
 
 /** Prefixes of IPv6 addresses that lead to an IPv4 address, and how far right in the address that one stands. */
 const EMBEDDED_IPV4 = [
-  { cidr: parseCidr('::ffff:0:0/96'), shift: 0n },
+  { cidr: block('::ffff:0:0/96'), shift: 0n },
   // NAT64 (RFC 6052 §2.1) and 6to4 (RFC 3056 §2) reach whatever IPv4 address they carry.
-  { cidr: parseCidr('64:ff9b::/96'), shift: 0n },
-  { cidr: parseCidr('2002::/16'), shift: 80n },
+  { cidr: block('64:ff9b::/96'), shift: 0n },
+  { cidr: block('2002::/16'), shift: 80n },
 ]
 
 /** True unless `ip` is a public unicast address. IPv6 forms of an IPv4 address count as that address. */
 export function isPrivate(ip: string): boolean {
-  const address = parseAddress(ip)
+  const address = destination(ip)
   if (address === null) return true
   return PRIVATE.some((cidr) => contains(cidr, address))
 }
@@ -64,12 +55,12 @@ export function isPrivate(ip: string): boolean {
  * port mean every port.
  */
 export function allowed(entries: readonly AllowEntry[], host: string, port: number, ip: string): boolean {
-  const address = parseAddress(ip)
+  const address = destination(ip)
   const name = normalHost(host)
   return entries.some((entry) => {
     if (entry.kind === 'any') return true
     if (entry.kind === 'host') return entry.host === name && (entry.port === undefined || entry.port === port)
-    return address !== null && contains(entry, address)
+    return address !== null && contains(entry.cidr, address)
   })
 }
 
@@ -90,7 +81,7 @@ const MAX_PORT = 65_535
 
 function parseEntry(text: string): AllowEntry {
   if (text === '*') return { kind: 'any' }
-  if (text.includes('/')) return parseCidr(text)
+  if (text.includes('/')) return { kind: 'cidr', cidr: block(text) }
   if (isIP(text) === 6) return { kind: 'host', host: normalHost(text) }
   const [, host, port] = HOST_PORT.exec(text) ?? []
   if (host === undefined) throw new Error(`"${text}" is neither a CIDR, nor host[:port], nor *`)
@@ -99,51 +90,23 @@ function parseEntry(text: string): AllowEntry {
   return { kind: 'host', host: normalHost(host), port: Number(port) }
 }
 
-function parseCidr(text: string): AllowEntry & { kind: 'cidr' } {
-  const [ip = '', length = ''] = text.split('/')
-  const raw = parseRaw(ip)
-  if (raw === null || !/^\d{1,3}$/.test(length) || Number(length) > WIDTH[raw.family]) {
-    throw new Error(`"${text}" is not a CIDR`)
-  }
-  const prefix = Number(length)
-  const shift = BigInt(WIDTH[raw.family] - prefix)
-  return { kind: 'cidr', family: raw.family, network: raw.bits >> shift, prefix }
+function block(text: string): Cidr {
+  const cidr = parseCidr(text)
+  if (cidr === null) throw new Error(`"${text}" is not a CIDR`)
+  return cidr
 }
-
-const contains = (cidr: AllowEntry & { kind: 'cidr' }, address: Address): boolean =>
-  cidr.family === address.family && address.bits >> BigInt(WIDTH[cidr.family] - cidr.prefix) === cidr.network
 
 function normalHost(host: string): string {
   const bare = host.replace(/^\[|\]$/g, '').replace(/\.$/, '')
-  const address = parseRaw(bare)
-  return address === null ? bare.toLowerCase() : `ip${address.family}:${address.bits.toString(16)}`
+  const address = parseAddress(bare)
+  return address === null ? bare.toLowerCase() : `ip${address.family}:${address.value.toString(16)}`
 }
 
 /** The address that a packet to `ip` ends up at. */
-function parseAddress(ip: string): Address | null {
-  const address = parseRaw(ip)
+function destination(ip: string): Address | null {
+  const address = parseAddress(ip)
   if (address?.family !== 6) return address
   const embedded = EMBEDDED_IPV4.find(({ cidr }) => contains(cidr, address))
   if (embedded === undefined) return address
-  return { family: 4, bits: (address.bits >> embedded.shift) & 0xffff_ffffn }
-}
-
-function parseRaw(ip: string): Address | null {
-  const bare = ip.replace(/%.*$/, '')
-  const family = isIP(bare)
-  if (family === 4) return { family: 4, bits: ipv4Bits(bare) }
-  if (family !== 6) return null
-  const dotted = /^(.*:)(\d+\.\d+\.\d+\.\d+)$/.exec(bare)
-  const tail = dotted?.[2] === undefined ? undefined : ipv4Bits(dotted[2])
-  const hex = tail === undefined ? bare : `${dotted?.[1]}${(tail >> 16n).toString(16)}:${(tail & 0xffffn).toString(16)}`
-  const [left = '', right] = hex.split('::')
-  const head = left === '' ? [] : left.split(':')
-  const end = right === undefined || right === '' ? [] : right.split(':')
-  const zeros = new Array<string>(8 - head.length - end.length).fill('0')
-  const groups = [...head, ...zeros, ...end]
-  return { family: 6, bits: groups.reduce((bits, group) => (bits << 16n) | BigInt(`0x${group}`), 0n) }
-}
-
-function ipv4Bits(ip: string): bigint {
-  return ip.split('.').reduce((bits, octet) => (bits << 8n) | BigInt(octet), 0n)
+  return { family: 4, value: (address.value >> embedded.shift) & 0xffff_ffffn }
 }

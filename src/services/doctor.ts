@@ -2,12 +2,12 @@ import { accessSync, constants, existsSync, readFileSync, statfsSync, statSync }
 import { mkdtemp, rm } from 'node:fs/promises'
 import { release, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
-import type { Settings } from './config.ts'
-import { messageOf } from './errors.ts'
-import { unpackBundle } from './runtime/bundle.ts'
-import { Cgroups } from './runtime/cgroup.ts'
-import { checkCriu } from './runtime/criu-check.ts'
-import { VERSION } from './version.ts'
+import type { Settings } from '../config.ts'
+import { messageOf } from '../errors.ts'
+import { unpackBundle } from '../runtime/bundle.ts'
+import { Cgroups } from '../runtime/cgroup.ts'
+import { checkCriu } from '../runtime/criu-check.ts'
+import { VERSION } from '../version.ts'
 
 type Level = 'ok' | 'note' | 'missing'
 
