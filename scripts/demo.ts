@@ -51,12 +51,14 @@ async function main(): Promise<number> {
     await llm?.stop()
     await removeOrb(dataDir)
   }
-  const interrupted = new Promise<'interrupted'>((resolveIt) => {
-    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => resolveIt('interrupted'))
+  const interruption = new AbortController()
+  const interrupted = new Promise<'interrupted'>((resolve) => {
+    interruption.signal.addEventListener('abort', () => resolve('interrupted'))
   })
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => interruption.abort())
   try {
     llm = realKey === null ? standIn() : null
-    const outcome = await Promise.race([show(dataDir, llm, values.keep ?? false), interrupted])
+    const outcome = await Promise.race([show(dataDir, llm, values.keep ?? false, interruption.signal), interrupted])
     if (outcome === 'interrupted') {
       console.log('\ninterrupted: taking everything away')
       await cleanUp()
@@ -83,7 +85,7 @@ const standIn = (): LlmServer =>
   })
 
 /** From an empty directory to the summary. Returns whether all was as it should be. */
-async function show(dataDir: string, llm: LlmServer | null, keep: boolean): Promise<boolean> {
+async function show(dataDir: string, llm: LlmServer | null, keep: boolean, signal: AbortSignal): Promise<boolean> {
   step(
     llm
       ? `LLM: a stand-in on 127.0.0.1:${llm.port}, answers after ${THINKING_MS.map((ms) => ms / 1000).join(' and ')} s`
@@ -101,6 +103,7 @@ async function show(dataDir: string, llm: LlmServer | null, keep: boolean): Prom
 
   const report = new Report()
   await watch(computer, report)
+  if (signal.aborted) return false
   const upstream = llm?.requests.length ?? null
   const problems = report.problems(CALLS, llm !== null)
   if (upstream !== null && upstream !== CALLS) problems.push(`the LLM saw ${upstream} requests, not ${CALLS}`)

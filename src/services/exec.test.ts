@@ -93,7 +93,7 @@ test('refuses the 33rd at once in a computer, but not in another, and takes it o
 
 test('refuses a command that is too long, counted in bytes', async () => {
   const { exec, requests } = setUp()
-  const command = 'é'.repeat(64 * 1024) + 'x'
+  const command = `${'é'.repeat(64 * 1024)}x`
   await expect(exec.run(WHO, 'a', { command, timeout_secs: 1 })).rejects.toMatchObject({ code: 'invalid_request' })
   expect(requests).toEqual([])
 })

@@ -7,6 +7,7 @@ import { log } from '../log.ts'
 import { startDns } from '../proxy/dns.ts'
 import { startLlmProxy } from '../proxy/llm.ts'
 import { unpackBundle } from '../runtime/bundle.ts'
+import { checkCriu } from '../runtime/criu-check.ts'
 import { hostNameservers } from '../runtime/network.ts'
 import { dataPaths } from '../runtime/paths.ts'
 import { Runtime } from '../runtime/runtime.ts'
@@ -61,6 +62,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
   const boot = new BootNotes(data.run)
   await mkdir(data.run, { recursive: true, mode: 0o700 })
   await boot.networkUp(settings.subnet.text)
+  const checked = checkCriu(files)
   const runtime = await Runtime.start(
     {
       data,
@@ -77,6 +79,8 @@ export async function startServices(settings: Settings): Promise<RunningServices
     asleep(store),
   )
   const { gateway } = runtime.network
+  const checkpointProblem = await checked
+  if (checkpointProblem) log('warn', 'agents cannot be checkpointed here', { reason: checkpointProblem })
 
   const findComputer = createFindComputer(store)
   const configs = new ConfigCache(store)
@@ -103,13 +107,14 @@ export async function startServices(settings: Settings): Promise<RunningServices
       const { env } = resolveSecrets(config, secrets.all(computer.id), undefined)
       return agentStart(runtime.paths(computer).rootfs, config, agentEnvironment(factsOf(computer), env))
     },
+    checkpointProblem,
     maySleep: (computer) => configs.deployed(computer.id)?.lifecycle.sleep === 'auto',
     dropConnections: (computerId) => proxy.drop(computerId),
   })
   const proxy = startLlmProxy({
     hostname: gateway,
     port: AGENT_PORT,
-    directory: createDirectory(runtime, registry, configs),
+    directory: createDirectory(runtime, registry, configs, metrics),
     allowPrivate,
     spoolDir: data.spool,
     llmTimeoutMs: settings.llmTimeoutMs,
@@ -179,7 +184,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       dataDir: settings.dataDir,
       version: VERSION,
       metrics,
-      checkpointProblem: () => null,
+      checkpointProblem: () => checkpointProblem,
     }),
   }
 
@@ -234,6 +239,12 @@ function gauges(metrics: Metrics, registry: Registry): void {
       labels: { [label]: value },
       value: values.filter((one) => one === value).length,
     }))
+  metrics.gauge('orb_computers', () =>
+    count(
+      registry.all().map((life) => (life.row() ? 'active' : 'ready')),
+      'status',
+    ),
+  )
   metrics.gauge('orb_agents', () =>
     count(
       registry.all().flatMap((life) => life.row()?.phase ?? []),

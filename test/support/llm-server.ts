@@ -62,6 +62,7 @@ export function startLlmServer(options: LlmServerOptions = {}): LlmServer {
       const id = String(llm.requests.length)
       const delay = typeof firstByteMs === 'number' ? firstByteMs : firstByteMs(Number(id))
       await Bun.sleep(numberHeader(request, 'x-delay-ms') ?? delay)
+      await options.answerWhen?.(seen)
       if (request.signal.aborted) {
         llm.cancelled++
         return new Response(null, { status: 499 })

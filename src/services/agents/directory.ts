@@ -2,6 +2,7 @@ import type { LlmCall, LlmDirectory } from '../../proxy/types.ts'
 import type { Runtime } from '../../runtime/runtime.ts'
 import type { Store } from '../../store/store.ts'
 import type { ComputerRow } from '../../store/types.ts'
+import type { Metrics } from '../metrics.ts'
 import { fromJson, type OrbConfig } from '../orb-toml.ts'
 import type { Registry } from './registry.ts'
 
@@ -15,7 +16,12 @@ const FORWARDED: LlmCall = {
 }
 
 /** Tells the LLM proxy whose connection it has: the address says which computer, the socket's cgroup says whether the agent. */
-export function createDirectory(runtime: Runtime, registry: Registry, configs: ConfigCache): LlmDirectory {
+export function createDirectory(
+  runtime: Runtime,
+  registry: Registry,
+  configs: ConfigCache,
+  metrics: Metrics,
+): LlmDirectory {
   return {
     identify({ address, port }) {
       const slot = runtime.network.slotOf(address)
@@ -29,8 +35,29 @@ export function createDirectory(runtime: Runtime, registry: Registry, configs: C
         get llm() {
           return configs.current(computer)?.llm ?? { baseUrl: null, provider: 'multi' }
         },
-        begin: () => (agentTree ? life.ladder.begin() : FORWARDED),
+        begin: () => counted(agentTree ? life.ladder.begin() : FORWARDED, metrics),
       }
+    },
+  }
+}
+
+/** The call, and how long its answer took and how it ended. */
+function counted(call: LlmCall, metrics: Metrics): LlmCall {
+  let sentAt: number | null = null
+  return {
+    ...call,
+    waiting() {
+      sentAt = performance.now()
+      call.waiting()
+    },
+    wake() {
+      if (sentAt !== null) metrics.observe('orb_llm_upstream_seconds', (performance.now() - sentAt) / 1000)
+      return call.wake()
+    },
+    end(outcome) {
+      metrics.inc('orb_llm_requests_total', { outcome })
+      if (outcome === 'replayed') metrics.inc('orb_llm_replays_total')
+      call.end(outcome)
     },
   }
 }

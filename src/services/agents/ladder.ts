@@ -4,6 +4,8 @@ import type { CallOutcome, LlmCall } from '../../proxy/types.ts'
 const CPU_WINDOW_MS = 1000
 /** A ladder that could not act looks again after this long. */
 const RETRY_MS = 1000
+/** Timers may fire this much before their time: never so early that a stop is taken for the one before it. */
+const TIMER_SLACK_MS = 1
 
 export interface LadderOptions {
   freezeAfterMs: number
@@ -104,7 +106,7 @@ export class Ladder {
     const sampleAt = Math.max(0, freezeAfterMs - CPU_WINDOW_MS)
     const next = [sampleAt, freezeAfterMs, checkpointAfterMs].find((at) => at > elapsed) ?? checkpointAfterMs
     if (this.cpu.at < this.since) this.sampleCpu()
-    this.timer = setTimeout(() => void this.act(), delayMs ?? Math.max(0, next - elapsed))
+    this.timer = setTimeout(() => void this.act(), delayMs ?? Math.max(0, next - elapsed) + TIMER_SLACK_MS)
   }
 
   private async act(): Promise<void> {

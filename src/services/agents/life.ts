@@ -27,6 +27,8 @@ export interface LifeDeps {
   ladder: LadderOptions
   /** Command line, environment and directory that the agent of a computer is started with, from its deployed config. */
   startOf(computer: ComputerRow): Promise<AgentStart>
+  /** Why this host cannot checkpoint, or null when it can. */
+  checkpointProblem: string | null
   /** Whether `[lifecycle] sleep` lets it sleep by itself. */
   maySleep(computer: ComputerRow): boolean
   /** Its tree is gone, perhaps behind a locked network that let no word of it through: break its LLM connections off. */
@@ -112,7 +114,7 @@ export class Life {
     })
   }
 
-  /** To disk. Null: `still` had become false. @throws OrbError checkpoint_failed, disk_full, agent_failed */
+  /** To disk. Null: `still` had become false. @throws OrbError checkpoint_failed, checkpoint_unavailable, disk_full, agent_failed */
   async checkpoint(reason: SleepReason, still: () => boolean = () => true): Promise<Slept | null> {
     // Nothing sleeps during a build: it replaces files under the image.
     while (this.holds > 0) await new Promise<void>((resolve) => this.waitingForRelease.push(resolve))
@@ -121,6 +123,9 @@ export class Life {
       if (!still()) return null
       const step = this.stepFor(row, 'checkpoint')
       if (!step) return { image: row.image ?? '', bytes: row.imageBytes ?? 0, durationMs: 0 }
+      if (this.deps.checkpointProblem) {
+        throw new OrbError('checkpoint_unavailable', `this server cannot checkpoint: ${this.deps.checkpointProblem}`)
+      }
       return this.deps.slots.run('dump', () => this.dump(row, reason, still))
     })
   }

@@ -1,6 +1,6 @@
 import { expect, test } from 'bun:test'
+import { parseAllowList } from '../../addresses.ts'
 import { type Cidr, parseCidr } from '../../cidr.ts'
-import { parseAllowList } from '../../proxy/addresses.ts'
 import { openGitHost } from './reach.ts'
 
 const sandbox = [parseCidr('10.8.0.0/16')].filter((cidr): cidr is Cidr => cidr !== null)

@@ -48,8 +48,8 @@ describe('output', () => {
     const secret = 'S'.repeat(40)
     for (const shift of [1, 10, 39, 40, 41]) {
       const { stdout } = await shell(`${secret}${'.'.repeat(OUTPUT_BYTES + 40 - shift)}`, [secret]).shell.run(command)
-      expect(stdout).not.toContain('S')
-      expect(stdout.length).toBe(OUTPUT_BYTES)
+      expect(stdout).toMatch(/^[.*]+$/)
+      expect(stdout.length).toBeWithin(OUTPUT_BYTES - secret.length, OUTPUT_BYTES + 1)
     }
   })
 
