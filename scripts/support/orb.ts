@@ -49,7 +49,7 @@ export async function startOrb(dataDir: string, settings: Record<string, unknown
   child.unref()
   writeFileSync(pidFile(dataDir), String(child.pid))
   closeSync(output)
-  const url = await readyUrl(dataDir)
+  const url = await readyUrl(dataDir, () => child.exitCode === null)
   const key = registered.parse(
     await call(url, '', 'POST', '/v1/auth/register', { email: 'someone@example.com' }),
   ).api_key
@@ -123,6 +123,7 @@ const LogLine = z.object({ stream: z.string(), line: z.string() })
  */
 export async function removeOrb(dataDir: string): Promise<void> {
   if (!existsSync(dataDir)) return
+  if (!existsSync(pidFile(dataDir))) throw new Error(`${dataDir} is there and was not made by this program`)
   await stopOrb(dataDir)
   if (existsSync(join(dataDir, 'orb.db'))) {
     const command = [ORB, 'down', '--config', configFile(dataDir)]
@@ -186,7 +187,7 @@ function ownEnvironment(): Record<string, string> {
 }
 
 /** A subnet of which neither an address nor a route is known to this machine. */
-function freeSubnet(): string {
+export function freeSubnet(): string {
   const used = ['addr', 'route'].map((what) => Bun.spawnSync(['ip', '-o', '-4', what]).stdout.toString()).join('\n')
   for (let second = FIRST_SUBNET; second <= LAST_SUBNET; second++) {
     if (!used.includes(` 10.${second}.`) && !used.includes(`\n10.${second}.`)) return `10.${second}.0.0/24`
@@ -194,9 +195,9 @@ function freeSubnet(): string {
   throw new Error(`every subnet from 10.${FIRST_SUBNET}.0.0/24 to 10.${LAST_SUBNET}.0.0/24 is in use on this machine`)
 }
 
-async function readyUrl(dataDir: string): Promise<string> {
+async function readyUrl(dataDir: string, runs: () => boolean): Promise<string> {
   const deadline = performance.now() + READY_TIMEOUT_MS
-  while (runningPid(dataDir) !== null && performance.now() < deadline) {
+  while (runs() && performance.now() < deadline) {
     const url = /^orb .* ready: (\S+),/m.exec(readFileSync(logFile(dataDir), 'utf8'))?.[1]
     if (url) return url
     await Bun.sleep(POLL_MS)

@@ -12,8 +12,11 @@ import {
 import { join } from 'node:path'
 import { errnoCode } from './libc.ts'
 
+/** What a command beside the agent is for. */
+export type Purpose = 'exec' | 'build'
+
 /** Parts of a computer: its pid 1, its agent's tree, and everything beside the agent, one cgroup a command. */
-export type Leaf = 'init' | 'agent' | `exec-${string}`
+export type Leaf = 'init' | 'agent' | `${Purpose}-${string}`
 
 export interface Limits {
   /** Guaranteed: reclaimed last. */
@@ -193,14 +196,10 @@ export class Cgroups {
   }
 
   /** Leaves of commands that still have processes, or had. */
-  commands(name: string): Leaf[] {
-    return children(this.v2(name)).filter((child): child is Leaf => child.startsWith('exec-'))
-  }
-
-  /** Names of all computers that have cgroups, for the janitor. */
-  names(): string[] {
-    const dirs = [this.root, ...this.v1.values()].flatMap((root) => children(join(root, PARENT)))
-    return [...new Set(dirs)].filter((name) => name.startsWith('orb-'))
+  commands(name: string, purposes: Purpose[]): Leaf[] {
+    return children(this.v2(name)).filter((child): child is Leaf =>
+      purposes.some((purpose) => child.startsWith(`${purpose}-`)),
+    )
   }
 
   /** Removes an empty leaf; one that still has processes stays. */

@@ -1,8 +1,9 @@
-import { existsSync, statSync } from 'node:fs'
-import { open, readdir, readFile, readlink, rm, stat } from 'node:fs/promises'
+import { statSync } from 'node:fs'
+import { readdir, readFile, readlink, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { RuntimeFiles } from './bundle.ts'
 import { HOST_ENVIRONMENT } from './command.ts'
+import { errnoCode } from './libc.ts'
 
 /** What dump and restore of one agent have in common. */
 export interface CriuTarget {
@@ -14,6 +15,8 @@ export interface CriuTarget {
   /** Whether /usr is a mount of its own. */
   hostUsr: boolean
   masks: string[]
+  /** The agent's /dev/shm holds nothing: a fresh one does as well, and criu need not run tar for it. */
+  emptyShm: boolean
 }
 
 export interface DumpOptions extends CriuTarget {
@@ -28,6 +31,7 @@ export interface RestoreOptions extends CriuTarget {
   dir: string
   /** The agent's cgroup.procs files: criu is in them while it restores, so that each page is charged there. */
   cgroups: string[]
+  shmBytes: number
 }
 
 /** criu refused or failed; `reason` is the line of its log that says why. */
@@ -46,6 +50,13 @@ export class CriuError extends Error {
 const GHOST_LIMIT_BYTES = 512 * 1024 * 1024
 /** The descriptor that criu finds the network namespace at. */
 const NETNS_FD = 9
+/** Where orb-init puts an empty tmpfs for criu. */
+const FRESH_SHM = '/run/shm'
+const NETNS_KEY = 'orbnet'
+/** A task that cannot be seized (somebody traces it) will not be in ten seconds either, criu's own limit. */
+const SEIZE_TIMEOUT_S = 3
+/** The network is locked, and processes are put into cgroups, by orb. */
+const COMMON_FLAGS = ['--tcp-established', '--network-lock', 'skip', '--manage-cgroups=ignore', '--file-locks']
 const DUMP_RESULT = 'dump.result'
 const RESTORE_RESULT = 'restore.result'
 const PAGES_DRAINED = 'lazy.result'
@@ -65,33 +76,22 @@ export class Criu {
   async dump(options: DumpOptions): Promise<{ bytes: number }> {
     const { dir } = options
     const netnsInode = statSync(options.netns).ino
-    const code = await this.run(options.initPid, [], dir, DUMP_RESULT, [
-      'dump',
-      '-t',
-      String(options.pid),
-      '-D',
+    const { exited } = this.spawn(
+      options.initPid,
       dir,
-      '-o',
-      join(dir, 'dump.log'),
-      '-v1',
-      '--root',
-      options.rootfs,
-      '--external',
-      `net[${netnsInode}]:orbnet`,
-      ...mounts(options).flatMap(({ path, key }) => ['--external', `mnt[${path}]:${key}`]),
-      '--tcp-established',
-      '--network-lock',
-      'skip',
-      '--manage-cgroups=ignore',
-      '--freeze-cgroup',
-      options.freezerDir,
-      '--skip-in-flight',
-      '--file-locks',
-      '--link-remap',
-      '--ghost-limit',
-      String(GHOST_LIMIT_BYTES),
-    ])
-    if (code !== 0) throw await failure('dump', dir)
+      DUMP_RESULT,
+      [],
+      [
+        'dump',
+        ...['-t', String(options.pid), '-D', dir, '-o', join(dir, 'dump.log'), '-v1', '--root', options.rootfs],
+        ...['--external', `net[${netnsInode}]:${NETNS_KEY}`],
+        ...mounts(options).flatMap(({ path, key }) => ['--external', `mnt[${path}]:${key}`]),
+        ...COMMON_FLAGS,
+        ...['--freeze-cgroup', options.freezerDir, '--timeout', String(SEIZE_TIMEOUT_S)],
+        ...['--skip-in-flight', '--link-remap', '--ghost-limit', String(GHOST_LIMIT_BYTES)],
+      ],
+    )
+    if ((await exited) !== 0) throw await failure('dump', dir)
     return { bytes: await imageBytes(dir) }
   }
 
@@ -100,110 +100,61 @@ export class Criu {
    * @throws CriuError; the image is untouched
    */
   async restore(options: RestoreOptions): Promise<{ drained: Promise<boolean> }> {
-    const { dir } = options
-    for (const name of [RESTORE_RESULT, PAGES_DRAINED, 'lazy-pages.socket']) await rm(join(dir, name), { force: true })
-    const daemon = this.spawn(
-      options.initPid,
-      [],
-      dir,
-      PAGES_DRAINED,
-      ['lazy-pages', '-D', dir, '-o', join(dir, 'lazy.log'), '-v1', '--status-fd', '3'],
-      true,
-    )
-    await daemon.ready
-    const code = await this.run(
-      options.initPid,
-      options.cgroups,
+    const { dir, initPid } = options
+    const socket = join(dir, 'lazy-pages.socket')
+    for (const name of [RESTORE_RESULT, PAGES_DRAINED]) await rm(join(dir, name), { force: true })
+    await rm(socket, { force: true })
+    const lazyArgv = ['lazy-pages', '-D', dir, '-o', join(dir, 'lazy-pages.log'), '-v1']
+    const daemon = this.spawn(initPid, dir, PAGES_DRAINED, [], lazyArgv)
+    // Both are started at once: the second makes itself ready while the first learns to listen.
+    const restore = this.spawn(
+      initPid,
       dir,
       RESTORE_RESULT,
       [
+        ...options.cgroups.flatMap((file) => ['--cgroup', file]),
+        ...['--fd', `${NETNS_FD}=${options.netns}`, '--wait', socket, '--shm', String(options.shmBytes)],
+      ],
+      [
         'restore',
-        '-d',
-        '-D',
-        dir,
-        '-o',
-        join(dir, 'restore.log'),
-        '-v1',
-        '--root',
-        options.rootfs,
-        '--inherit-fd',
-        `fd[${NETNS_FD}]:orbnet`,
+        ...['-d', '-D', dir, '-o', join(dir, 'restore.log'), '-v1', '--root', options.rootfs],
+        ...['--inherit-fd', `fd[${NETNS_FD}]:${NETNS_KEY}`],
         ...mounts(options).flatMap(({ key, source }) => ['--external', `mnt[${key}]:${source}`]),
-        '--tcp-established',
-        '--network-lock',
-        'skip',
-        '--manage-cgroups=ignore',
-        '--file-locks',
+        ...COMMON_FLAGS,
         '--lazy-pages',
       ],
-      options.netns,
     )
-    if (code === 0) return { drained: daemon.exited.then((exit) => exit === 0) }
+    void daemon.exited.then((code) => code !== 0 && restore.kill())
+    if ((await restore.exited) === 0) return { drained: daemon.exited.then((code) => code === 0) }
     daemon.kill()
-    await daemon.exited
     throw await failure('restore', dir)
   }
 
-  private async run(
-    initPid: number,
-    cgroups: string[],
-    dir: string,
-    result: string,
-    argv: string[],
-    netns?: string,
-  ): Promise<number> {
-    return this.spawn(initPid, cgroups, dir, result, argv, false, netns).exited
-  }
-
-  private spawn(
-    initPid: number,
-    cgroups: string[],
-    dir: string,
-    result: string,
-    argv: string[],
-    status: boolean,
-    netns?: string,
-  ) {
+  /** Runs criu through orb-init, in a process group of its own. */
+  private spawn(initPid: number, dir: string, result: string, options: string[], argv: string[]) {
     const { loader, libraryPath, criu, init } = this.files
     const child = Bun.spawn(
       [
-        init,
-        'criu',
-        '--init',
-        String(initPid),
-        ...cgroups.flatMap((file) => ['--cgroup', file]),
-        '--kdat',
-        this.kdat,
-        '--result',
-        join(dir, result),
-        ...(netns ? ['--fd', `${NETNS_FD}=${netns}`] : []),
-        '--',
-        loader,
-        '--library-path',
-        libraryPath,
-        criu,
-        ...argv,
+        ...[init, 'criu', '--init', String(initPid), '--kdat', this.kdat, '--result', join(dir, result), ...options],
+        ...['--', loader, '--library-path', libraryPath, criu, ...argv],
       ],
       {
-        stdio: ['ignore', 'ignore', Bun.file(join(dir, `${argv[0]}.stderr`)), ...(status ? (['pipe'] as const) : [])],
+        stdio: ['ignore', 'ignore', Bun.file(join(dir, `${argv[0]}.stderr`))],
         env: HOST_ENVIRONMENT,
         detached: true,
       },
     )
-    return {
-      ready: status ? statusByte(child.stdio[3]) : Promise.resolve(),
-      exited: child.exited,
-      kill: () => child.kill(),
-    }
+    return { exited: child.exited, kill: () => killGroup(child.pid) }
   }
 }
 
-/** The page daemon writes one byte when it listens, or closes the pipe when it ends. */
-async function statusByte(fd: number | null | undefined): Promise<void> {
-  if (typeof fd !== 'number') return
-  const reader = Bun.file(fd).stream().getReader()
-  await reader.read()
-  await reader.cancel()
+/** orb-init, criu below it, and what criu started. */
+function killGroup(pid: number): void {
+  try {
+    process.kill(-pid, 'SIGKILL')
+  } catch (thrown) {
+    if (errnoCode(thrown) !== 'ESRCH') throw thrown
+  }
 }
 
 /** Mounts that criu leaves to us: what they are called in the image, where they lie inside and on the host. */
@@ -214,7 +165,8 @@ function mounts(target: CriuTarget): { path: string; key: string; source: string
     key: path.replaceAll('/', '_'),
     source: join(target.devices, 'null'),
   }))
-  return [...usr, { path: '/dev', key: 'dev', source: target.devices }, ...masks]
+  const shm = target.emptyShm ? [{ path: '/dev/shm', key: 'shm', source: FRESH_SHM }] : []
+  return [...usr, { path: '/dev', key: 'dev', source: target.devices }, ...shm, ...masks]
 }
 
 /** Whether the dump into `dir` ran to its end: only then is the image whole. */
@@ -236,10 +188,13 @@ async function imageBytes(dir: string): Promise<number> {
   return sizes.reduce((sum, size) => sum + size, 0)
 }
 
+/** criu says this at each start and goes on. */
+const HARMLESS = /RLIMIT_NOFILE for self/
+
 async function failure(operation: 'dump' | 'restore', dir: string): Promise<CriuError> {
   const log = await readFile(join(dir, `${operation}.log`), 'utf8').catch(() => '')
   const stderr = await readFile(join(dir, `${operation}.stderr`), 'utf8').catch(() => '')
-  const errors = log.split('\n').filter((line) => line.includes('Error'))
+  const errors = log.split('\n').filter((line) => line.includes('Error') && !HARMLESS.test(line))
   // The first error is the cause, the last one only says that all of it failed.
   const line = errors[0] ?? stderr.trim().split('\n').at(-1) ?? ''
   const reason = line
@@ -263,17 +218,4 @@ export async function runningCriu(runtimeDir: string): Promise<{ pid: number; di
     if (dir && operation && argv.includes('-D')) found.push({ pid: Number(name), dir, operation })
   }
   return found
-}
-
-/** Puts an image on stable storage: without it a power cut could leave a checkpoint of zeros. */
-export async function syncImage(dir: string): Promise<void> {
-  for (const name of await readdir(dir)) {
-    if (!name.endsWith('.img')) continue
-    const file = await open(join(dir, name), 'r')
-    await file.sync().finally(() => file.close())
-  }
-  if (existsSync(dir)) {
-    const handle = await open(dir, 'r')
-    await handle.sync().finally(() => handle.close())
-  }
 }

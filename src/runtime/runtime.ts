@@ -1,17 +1,17 @@
 import { randomBytes } from 'node:crypto'
-import { existsSync, type FSWatcher, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, type FSWatcher, readFileSync, statfsSync } from 'node:fs'
 import { mkdir, readdir, rm, writeFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { type Base, baseNamed, prepareBase, prepareDevices } from './base.ts'
 import type { RuntimeFiles } from './bundle.ts'
-import { Cgroups, type Leaf } from './cgroup.ts'
+import { Cgroups, type Leaf, type Purpose } from './cgroup.ts'
 import { type ComputerSpec, killLeaf, limitsOf, shmBytes, until } from './computer.ts'
 import { Criu, type CriuTarget, isComplete, isRestored, runningCriu } from './criu.ts'
 import * as disk from './disk.ts'
+import { readNotes, writeNotes } from './image-notes.ts'
 import { installPid1, readExit } from './inside.ts'
 import * as launcher from './launcher.ts'
-import type { Connection } from './netlink.ts'
 import { Network, type NetworkOptions } from './network.ts'
 import { Tail } from './output.ts'
 import { type ComputerPaths, computerPaths, type DataPaths, objectName } from './paths.ts'
@@ -30,6 +30,7 @@ export interface ExecRequest {
   argv: string[]
   env: Record<string, string>
   cwd: string
+  purpose: Purpose
   timeoutMs: number
   /** Kept of each stream: its last bytes. */
   maxBytes: number
@@ -96,7 +97,7 @@ export class Runtime {
     const locked = new Map(
       asleep.map(({ spec, image }) => {
         const dir = join(computerPaths(data, spec.id).checkpoints, image)
-        return [spec.shortId, readConnections(dir)] as const
+        return [spec.shortId, readNotes(dir).connections] as const
       }),
     )
     const network = await Network.start(options.network, locked)
@@ -224,10 +225,16 @@ export class Runtime {
 
   /** Kills the agent and every command beside it; the computer's pid 1 stays. */
   async killAll(spec: ComputerSpec): Promise<void> {
+    await this.killAgent(spec)
+    await this.killCommands(spec, ['exec', 'build'])
+  }
+
+  /** Kills commands beside the agent, with what they left in the background. */
+  async killCommands(spec: ComputerSpec, purposes: Purpose[]): Promise<void> {
     const name = objectName(spec.shortId)
-    for (const leaf of ['agent', ...this.cgroups.commands(name)] as const) {
+    for (const leaf of this.cgroups.commands(name, purposes)) {
       await killLeaf(this.cgroups, name, leaf)
-      if (leaf !== 'agent') this.cgroups.removeLeaf(name, leaf)
+      this.cgroups.removeLeaf(name, leaf)
     }
   }
 
@@ -265,15 +272,16 @@ export class Runtime {
     await this.draining.get(spec.id)
     const init = launcher.agentInit(this.cgroups.processes(name, 'agent'))
     const pid = init === null ? undefined : launcher.namespacePids(init)[1]
-    if (pid === undefined) throw new Error('the agent has no process')
+    if (init === null || pid === undefined) throw new Error('the agent has no process')
     const connections = this.network.connectionsOf(spec.shortId, this.cgroups.agentId(name))
     this.network.lock(spec.shortId, connections)
     try {
       await rm(dir, { recursive: true, force: true })
       await mkdir(dir, { recursive: true, mode: 0o700 })
-      writeConnections(dir, connections)
+      const emptyShm = isEmptyShm(init)
+      writeNotes(dir, { connections, emptyShm })
       const { bytes } = await this.criu.dump({
-        ...this.target(spec),
+        ...this.target(spec, emptyShm),
         dir,
         pid,
         freezerDir: this.cgroups.freezerDir(name),
@@ -303,7 +311,8 @@ export class Runtime {
     const dir = this.imageDir(spec, image)
     try {
       const { drained } = await this.criu.restore({
-        ...this.target(spec),
+        ...this.target(spec, readNotes(dir).emptyShm),
+        shmBytes: shmBytes(spec),
         dir,
         cgroups: this.cgroups.joinFiles(name, 'agent'),
       })
@@ -369,7 +378,7 @@ export class Runtime {
   async exec(spec: ComputerSpec, request: ExecRequest): Promise<ExecResult> {
     await this.up(spec)
     const name = objectName(spec.shortId)
-    const leaf: Leaf = `exec-${randomBytes(6).toString('hex')}`
+    const leaf: Leaf = `${request.purpose}-${randomBytes(6).toString('hex')}`
     const started = performance.now()
     const child = launcher.spawnCommand(this.launch, {
       argv: request.argv,
@@ -420,7 +429,7 @@ export class Runtime {
     this.network.close()
   }
 
-  private target(spec: ComputerSpec): CriuTarget {
+  private target(spec: ComputerSpec, emptyShm: boolean): CriuTarget {
     return {
       initPid: this.initPid(spec),
       rootfs: this.paths(spec).rootfs,
@@ -428,6 +437,7 @@ export class Runtime {
       devices: this.devices,
       hostUsr: baseNamed(spec.base, this.options.data.images).hostUsr,
       masks: this.masks,
+      emptyShm,
     }
   }
 
@@ -449,25 +459,10 @@ export class Runtime {
   }
 }
 
-/** The connections in an image, beside it: they must be locked again before anything else after a start of orb. */
-const CONNECTIONS_FILE = 'connections.json'
-
-const writeConnections = (dir: string, connections: Connection[]): void =>
-  writeFileSync(
-    join(dir, CONNECTIONS_FILE),
-    JSON.stringify(
-      connections.map(({ local, remote }) => [[...local.address], local.port, [...remote.address], remote.port]),
-    ),
-  )
-
-function readConnections(dir: string): Connection[] {
-  const file = join(dir, CONNECTIONS_FILE)
-  if (!existsSync(file)) return []
-  const rows: [number[], number, number[], number][] = JSON.parse(readFileSync(file, 'utf8'))
-  return rows.map(([local, localPort, remote, remotePort]) => ({
-    local: { address: Uint8Array.from(local), port: localPort },
-    remote: { address: Uint8Array.from(remote), port: remotePort },
-  }))
+/** Nothing in it, and no deleted file that is still open: not a single page and no inode but its root. */
+function isEmptyShm(pid: number): boolean {
+  const { blocks, bfree, files, ffree } = statfsSync(`/proc/${pid}/root/dev/shm`)
+  return blocks === bfree && files - ffree === 1
 }
 
 /** Reads to the end; what comes after `close` is thrown away, so that a writer left behind is not ended by a full pipe. */

@@ -21,6 +21,8 @@ export interface ComputersDeps {
   registry: Registry
   configs: ConfigCache
   findComputer: FindComputer
+  /** Ids of those that are on their way out. */
+  deleting: Set<string>
   builds: { isBuilding(computerId: string): boolean; cancel(computerId: string): Promise<void> }
   /** LLM answers that are kept for a replay. */
   forgetCalls(computerId: string): void
@@ -31,8 +33,7 @@ const SHORT_ID_LENGTH = 8
 
 /** Orb Cloud contract §3. */
 export function createComputers(deps: ComputersDeps): Services['computers'] {
-  const { settings, store, runtime, registry, findComputer } = deps
-  const deleting = new Set<string>()
+  const { settings, store, runtime, registry, findComputer, deleting } = deps
   const view = (computer: ComputerRow) =>
     computerView(computer, registry.of(computer).row(), deps.builds.isBuilding(computer.id), deps)
 
@@ -98,7 +99,6 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
 
     async remove(who, id) {
       const computer = findComputer(who, id)
-      if (deleting.has(computer.id)) throw new OrbError('not_found', 'no such computer')
       deleting.add(computer.id)
       try {
         await deps.builds.cancel(computer.id)

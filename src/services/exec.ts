@@ -40,6 +40,7 @@ export function createExec(deps: ExecDeps): Services['exec'] {
           argv: shellCommand(command),
           env: baseEnvironment(deps.environmentFacts(computer)),
           cwd: WORKING_DIRECTORY,
+          purpose: 'exec',
           timeoutMs: timeout_secs * 1000,
           maxBytes: MAX_OUTPUT_BYTES,
         })

@@ -82,7 +82,8 @@ export async function startServices(settings: Settings): Promise<RunningServices
   const checkpointProblem = await checked
   if (checkpointProblem) log('warn', 'agents cannot be checkpointed here', { reason: checkpointProblem })
 
-  const findComputer = createFindComputer(store)
+  const deleting = new Set<string>()
+  const findComputer = createFindComputer(store, deleting)
   const configs = new ConfigCache(store)
   const secrets = createSecrets({ secrets: store.secrets, vault })
   const { allowPrivate } = settings
@@ -157,6 +158,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       registry,
       configs,
       findComputer,
+      deleting,
       builds,
       forgetCalls: (computerId) => proxy.forget(computerId),
     }),

@@ -210,7 +210,14 @@ describe('source', () => {
       const said = JSON.stringify(builds.list(WHO, one.id))
       for (const form of [TOKEN, encoded]) {
         expect(said).not.toContain(form)
-        await host.runtime.exec(one, { argv: ['sync'], env: {}, cwd: '/', timeoutMs: 10_000, maxBytes: 100 })
+        await host.runtime.exec(one, {
+          argv: ['sync'],
+          env: {},
+          purpose: 'exec',
+          cwd: '/',
+          timeoutMs: 10_000,
+          maxBytes: 100,
+        })
         expect(readFileSync(host.runtime.paths(one).disk).includes(form)).toBe(false)
         expect(readFileSync(join(host.dataDir, 'orb.db')).includes(form)).toBe(false)
         expect(readFileSync(join(host.dataDir, 'orb.db-wal')).includes(form)).toBe(false)
@@ -224,6 +231,8 @@ describe('source', () => {
     async () => {
       const one = await computer()
       await server.create('target', TOKEN)
+      await server.create('open')
+      await server.commit('open', { 'a.txt': 'one' })
       await server.commit('target', { 'a.txt': 'one' })
       server.redirects.set('/moved', `http://${host.runtime.network.gateway}:${server.port}/target.git`)
       configure(one, { repository: repository('moved') })
@@ -235,7 +244,7 @@ describe('source', () => {
       expect(server.requests.every(({ path }) => path.startsWith('/moved'))).toBe(true)
       expect(server.requests.length).toBeGreaterThan(0)
 
-      const direct = await inside(one, `git ls-remote http://${host.runtime.network.gateway}:${server.port}/target.git`)
+      const direct = await inside(one, `git ls-remote http://${host.runtime.network.gateway}:${server.port}/open.git`)
       expect(direct.exit_code).not.toBe(0)
       for (const [address, message] of [
         ['http://127.0.0.1:1/x', 'not allowed'],

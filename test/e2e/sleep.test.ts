@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'bun:test'
 import type { Computer } from '../support/computer.ts'
 import { Gates, timesAsked } from '../support/gates.ts'
 import { type LlmServer, startLlmServer } from '../support/llm-server.ts'
@@ -23,6 +23,8 @@ afterAll(async () => {
   await llm?.stop()
 })
 
+afterEach(() => gates.openAll())
+
 const checkpoints = async (computer: Computer): Promise<number> =>
   (await computer.lines('orb')).filter((line) => line.startsWith('checkpointed')).length
 
@@ -44,7 +46,6 @@ describe('an agent that waits for its LLM', () => {
     const id = `${sdk}-${stream}`
     gates.shut(id)
     const before = await computer.state()
-    expect(before.intact).toBe(true)
     expect(computer.memoryBytes()).toBeGreaterThan(100 * MB)
     const beside = computer.processes().length
 
@@ -93,7 +94,8 @@ describe('an agent that waits for its LLM', () => {
 
   test('runs on while its tree is busy', async () => {
     gates.shut('busy')
-    await computer.spawnInAgent('exec -a spinner bash -c "while :; do :; done"')
+    // Two, for the machine may be busy with other things as well.
+    await computer.spawnInAgent('(while :; do :; done) & while :; do :; done')
     await computer.ask({ id: 'busy', prompt: 'busy' })
     expect(await computer.statesDuring(LADDER_MS)).toEqual(['running'])
     await computer.sh('pkill -KILL -f "while :"')

@@ -21,7 +21,7 @@ const Outcome = z.object({
   count: z.number(),
   intact: z.boolean().optional(),
 })
-const AgentState = z.object({ life: z.string(), count: z.number(), intact: z.boolean() })
+const AgentState = z.object({ life: z.string(), count: z.number() })
 
 export type AgentView = z.output<typeof agentList>['agents'][number]
 

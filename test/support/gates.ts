@@ -12,6 +12,11 @@ export class Gates {
     this.shutOnes.get(question)?.resolve()
   }
 
+  /** After a test, so that one that failed leaves nobody waiting for the next ones to stumble over. */
+  openAll(): void {
+    for (const id of this.shutOnes.keys()) this.open(id)
+  }
+
   /** For `startLlmServer`. */
   readonly answerWhen = ({ headers }: SeenRequest): Promise<void> | undefined =>
     this.shutOnes.get(headers.get('x-question') ?? '')?.promise

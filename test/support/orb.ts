@@ -46,7 +46,7 @@ type Child = ReturnType<typeof spawn>
 const JsonObject = z.record(z.string(), z.unknown())
 
 function spawn(command: string[], env: Record<string, string>) {
-  return Bun.spawn([...command, 'serve'], { env, stdin: 'ignore', stdout: 'pipe', stderr: 'pipe' })
+  return Bun.spawn(command, { env, stdin: 'ignore', stdout: 'pipe', stderr: 'pipe' })
 }
 
 export async function startOrb(options: OrbOptions = {}): Promise<Orb> {
@@ -71,7 +71,7 @@ export class Orb {
   key = ''
   orgId = ''
   private child: Child | null = null
-  private readonly env: Record<string, string>
+  readonly env: Record<string, string>
   private readonly command: string[]
   private readonly output: string[] = []
   private readonly names = new Set<string>()
@@ -93,8 +93,15 @@ export class Orb {
       ORB_ALLOW_PRIVATE: '127.0.0.0/8',
       ORB_FREEZE_AFTER: `${FREEZE_AFTER_MS}ms`,
       ORB_CHECKPOINT_AFTER: `${CHECKPOINT_AFTER_MS}ms`,
+      // Of the short time before a freeze, the work of sending a request is a larger share than of a real ladder's.
+      ORB_BUSY_CPU_PERCENT: '50',
       ...options.env,
     }
+  }
+
+  /** What it is started with. */
+  get commandLine(): string[] {
+    return [...this.command, 'serve']
   }
 
   /** What orb wrote to stderr so far: its log. */
@@ -109,7 +116,7 @@ export class Orb {
 
   /** Starts on the data directory as it is, and waits until orb says that it is ready. */
   async start(): Promise<void> {
-    const child = spawn(this.command, this.env)
+    const child = spawn(this.commandLine, this.env)
     this.child = child
     void this.collect(child.stderr)
     const ready = await Promise.race([firstLine(child.stdout), Bun.sleep(READY_TIMEOUT_MS)])

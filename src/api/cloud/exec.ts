@@ -20,7 +20,7 @@ export const execRoutes = ({ exec }: Services, settings: Settings): Route[] => [
       timeout_secs: integer(1, MAX_TIMEOUT_S).default(Math.max(1, Math.round(settings.execTimeoutMs / 1000))),
     }),
     answer: executed,
-    errors: ['not_found', 'rate_limited'],
+    errors: ['not_found', 'too_many_sessions'],
     handle: ({ who, params, body }) => exec.run(who, params['id'] ?? '', body),
   }),
 ]

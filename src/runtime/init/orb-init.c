@@ -14,13 +14,14 @@
  *   --init PID       host pid of the computer's pid 1, whose namespaces are entered
  *   --root DIR       root of the computer; --dev DIR: its /dev; --host NAME: its host name (boot)
  *   --mask PATH      file of the computer's /proc to hide under /dev/null, repeatable
- *   --shm BYTES      size of the agent's /dev/shm
+ *   --shm BYTES      size of the agent's /dev/shm; for criu: an empty one is made ready at /run/shm
  *   --seccomp FILE   BPF program for everything that runs inside
  *   --pid1 PATH      this program as the computer sees it (agent)
  *   --cwd DIR        working directory, the computer's
  *   --env FD         descriptor that holds the environment, NUL separated
  *   --fd N=FILE      open FILE as descriptor N (criu)
  *   --kdat FILE      where criu's probe of the kernel is kept between runs (criu)
+ *   --wait FILE      start criu only once FILE is there (criu)
  *   --result FILE    gets criu's exit code, also when orb has died meanwhile (criu)
  *   --tty            standard input is a terminal: make it the controlling one (exec)
  *
@@ -57,6 +58,9 @@
 #define PARTIAL_LINE_MS 400   /* an unfinished line becomes readable after this */
 #define OPEN_FILES 1048576    /* RLIMIT_NOFILE inside */
 #define OOM_SPARE "-999"      /* a computer without its pid 1 is gone: the OOM killer takes everything else first */
+#define FRESH_SHM "/run/shm"
+#define WAIT_TURN_NS 200000   /* how often --wait looks */
+#define WAIT_TURNS 50000      /* 10 s */
 #define LOG_DIR "/var/log/orb"
 #define LOG_FILE LOG_DIR "/agent.log"
 #define EXIT_FILE "/.orb/exit"
@@ -64,7 +68,7 @@
 struct options {
 	const char *cgroup[MAX_LIST], *mask[MAX_LIST], *fd[MAX_LIST];
 	int cgroups, masks, fds;
-	const char *net, *root, *dev, *host, *shm, *seccomp, *pid1, *cwd, *kdat, *result;
+	const char *net, *root, *dev, *host, *shm, *seccomp, *pid1, *cwd, *kdat, *wait, *result;
 	int init, env, tty;
 	char **argv;
 };
@@ -121,6 +125,7 @@ static void parse(struct options *o, char **argv)
 		else if (!strcmp(name, "--pid1")) o->pid1 = value;
 		else if (!strcmp(name, "--cwd")) o->cwd = value;
 		else if (!strcmp(name, "--kdat")) o->kdat = value;
+		else if (!strcmp(name, "--wait")) o->wait = value;
 		else if (!strcmp(name, "--result")) o->result = value;
 		else if (!strcmp(name, "--init")) o->init = atoi(value);
 		else if (!strcmp(name, "--env")) o->env = atoi(value);
@@ -493,7 +498,8 @@ static int exec_command(struct options *o)
 	if (o->tty && ioctl(0, TIOCSCTTY, 0)) die("controlling terminal");
 	close_from(3);
 	confine(filter, filter_size);
-	if (chdir(o->cwd)) die("chdir %s", o->cwd);
+	/* A directory that the user has removed must not shut him out. */
+	if (chdir(o->cwd) && chdir("/")) die("chdir %s", o->cwd);
 	environ = environment;
 	execvp(o->argv[0], o->argv);
 	die("%s", o->argv[0]);
@@ -519,15 +525,32 @@ static int criu(struct options *o)
 	}
 	signal(SIGPIPE, SIG_IGN);
 	enter(pid, CLONE_NEWPID, "pid");
+	int answer[2];
+	if (pipe2(answer, O_CLOEXEC)) die("pipe");
 	pid_t middle = fork();
 	if (middle < 0) die("fork");
-	if (middle) return wait_for(middle);
+	if (middle) {
+		/* Not waited for: taking its mount namespace down takes longer than criu did. */
+		unsigned char code;
+		close(answer[1]);
+		return read(answer[0], &code, 1) == 1 ? code : EXIT_SETUP;
+	}
 
 	if (unshare(CLONE_NEWNS)) die("unshare");
 	mount_or_die(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
 	mount_or_die("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
 	mount_or_die("run", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700");
 	if (o->kdat) copy_file(o->kdat, "/run/criu.kdat");
+	if (o->shm) {
+		char data[64];
+		snprintf(data, sizeof data, "mode=1777,size=%s", o->shm);
+		if (mkdir(FRESH_SHM, 0700)) die("mkdir " FRESH_SHM);
+		mount_or_die("shm", FRESH_SHM, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, data);
+	}
+	for (int turns = 0; o->wait && access(o->wait, F_OK); turns++) {
+		if (turns == WAIT_TURNS) die("%s", o->wait);
+		nanosleep(&(struct timespec){0, WAIT_TURN_NS}, NULL);
+	}
 	pid_t child = fork();
 	if (child < 0) die("fork");
 	if (!child) {
@@ -536,16 +559,17 @@ static int criu(struct options *o)
 		die("execute %s", o->argv[0]);
 	}
 	int code = wait_for(child);
-	if (o->kdat && access(o->kdat, F_OK)) copy_file("/run/criu.kdat", o->kdat);
 	if (o->result) {
 		char temp[4096], text[16];
 		snprintf(temp, sizeof temp, "%s.part", o->result);
 		int fd = open(temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 		write_all(fd, text, snprintf(text, sizeof text, "%d\n", code));
-		fsync(fd);
 		close(fd);
 		rename(temp, o->result);
 	}
+	unsigned char byte = code;
+	write_all(answer[1], (char *)&byte, 1);
+	if (o->kdat && access(o->kdat, F_OK)) copy_file("/run/criu.kdat", o->kdat);
 	return code;
 }
 

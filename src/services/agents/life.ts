@@ -214,10 +214,12 @@ export class Life {
   /** After a start of orb: makes the kernel and the database agree. */
   recover(rebooted: boolean): Promise<void> {
     return this.serial(async () => {
-      const row = this.row()
-      if (!row) return
       const { runtime } = this.deps
       await runtime.up(this.computer)
+      // Steps of a build whose orb is gone: nobody reads them any more.
+      await runtime.killCommands(this.computer, ['build'])
+      const row = this.row()
+      if (!row) return
       const image = await runtime.settle(this.computer, row.image)
       const exit = runtime.readExit(this.computer)
       const facts: Facts = {
@@ -243,7 +245,7 @@ export class Life {
             imageBytes: null,
           })
           this.watch()
-          if (row.image) void this.dropImage(row.image)
+          if (row.image) this.background(this.dropImage(row.image))
           return
         case 'kill_and_sleep':
           await runtime.killAgent(this.computer)
@@ -368,7 +370,7 @@ export class Life {
       this.say(`restored (${reason}) in ${lastWakeMs} ms`)
       metrics.inc('orb_restores_total', { reason })
       metrics.observe('orb_restore_seconds', durationMs / 1000)
-      void this.dropImage(image)
+      this.background(this.dropImage(image))
       return lastWakeMs
     } catch (thrown) {
       metrics.inc('orb_checkpoint_failures_total', { op: 'restore' })
@@ -454,11 +456,12 @@ export class Life {
       if (this.deps.runtime.agentAlive(this.computer)) return
       for (const resolve of this.ended.splice(0)) resolve()
       if (this.deletion.signal.aborted) return
-      void this.serial(async () => {
+      const turn = this.serial(async () => {
         const row = this.row()
         const inRam = row?.phase === 'running' || row?.phase === 'frozen'
         if (row && inRam && !this.deps.runtime.agentAlive(this.computer)) await this.endedNow(row)
       })
+      this.background(turn)
     })
     // It may have ended between the last look and the watch.
     if (!this.deps.runtime.agentAlive(this.computer)) for (const resolve of this.ended.splice(0)) resolve()
@@ -531,6 +534,11 @@ export class Life {
 
   private say(text: string): void {
     appendOrbLine(this.deps.runtime.paths(this.computer).log, text, Date.now())
+  }
+
+  /** Work that nobody waits for. */
+  private background(work: Promise<unknown>): void {
+    work.catch((error) => log('error', 'agent could not be looked after', { computer: this.computer.shortId, error }))
   }
 
   private serial<T>(work: () => Promise<T>): Promise<T> {

@@ -44,7 +44,7 @@ export class BuildShell {
     const timeoutMs = Math.min(command.timeoutMs, deadline - performance.now())
     if (timeoutMs <= 0) throw new OutOfTime()
     const slack = Math.max(0, ...hidden.map((text) => Buffer.byteLength(text)))
-    const result = await exec(computer, { ...command, timeoutMs, maxBytes: OUTPUT_BYTES + slack })
+    const result = await exec(computer, { ...command, purpose: 'build', timeoutMs, maxBytes: OUTPUT_BYTES + slack })
     if (cancelled.aborted) throw new Cancelled()
     const shown = (output: string) => lastBytes(masked(output, hidden), OUTPUT_BYTES)
     return { ...result, stdout: shown(result.stdout), stderr: shown(result.stderr) }

@@ -1,0 +1,96 @@
+import { expect, test } from 'bun:test'
+import { Slots } from './slots.ts'
+
+/** Runs pieces of work that end when they are told to, and tells which have begun. */
+function setUp(cores: number) {
+  const slots = new Slots(cores)
+  const begun: string[] = []
+  const ends = new Map<string, PromiseWithResolvers<string>>()
+  const add = (kind: 'restore' | 'dump', name: string) => {
+    const end = Promise.withResolvers<string>()
+    ends.set(name, end)
+    return slots.run(kind, () => {
+      begun.push(name)
+      return end.promise
+    })
+  }
+  return { add, begun, end: (name: string) => ends.get(name)?.resolve(name), ends }
+}
+
+/** Lets everything run that waits for nothing but its turn. */
+const turns = () => new Promise<void>((resolve) => setImmediate(resolve))
+
+test('as many at once as there are cores, each result to its caller', async () => {
+  const { add, begun, end } = setUp(2)
+  const all = ['a', 'b', 'c', 'd'].map((name) => add('dump', name))
+  await turns()
+  expect(begun).toEqual(['a', 'b'])
+  end('b')
+  await turns()
+  expect(begun).toEqual(['a', 'b', 'c'])
+  for (const name of ['a', 'c', 'd']) end(name)
+  expect(await Promise.all(all)).toEqual(['a', 'b', 'c', 'd'])
+})
+
+test('restores come before dumps that wait longer; each kind in its order', async () => {
+  const { add, begun, end } = setUp(1)
+  const all = [
+    add('dump', 'running'),
+    add('dump', 'dump 1'),
+    add('dump', 'dump 2'),
+    add('restore', 'restore 1'),
+    add('restore', 'restore 2'),
+  ]
+  for (const name of ['running', 'restore 1', 'restore 2', 'dump 1', 'dump 2']) {
+    await turns()
+    expect(begun.at(-1)).toBe(name)
+    end(name)
+  }
+  await Promise.all(all)
+  expect(begun).toHaveLength(5)
+})
+
+test('a failure is the caller’s and frees the place', async () => {
+  const { add, begun, end, ends } = setUp(1)
+  const failing = add('restore', 'failing')
+  const next = add('dump', 'next')
+  ends.get('failing')?.reject(new Error('no'))
+  expect(failing).rejects.toThrow('no')
+  await turns()
+  expect(begun).toEqual(['failing', 'next'])
+  end('next')
+  await next
+})
+
+test('work that throws before its first await frees the place too', async () => {
+  const slots = new Slots(1)
+  const failing = slots.run('dump', () => {
+    throw new Error('at once')
+  })
+  expect(failing).rejects.toThrow('at once')
+  expect(await slots.run('dump', async () => 'ran')).toBe('ran')
+})
+
+test('a place that was handed over is not free for somebody who comes meanwhile', async () => {
+  const { add, begun, end } = setUp(1)
+  const first = add('dump', 'first')
+  const second = add('dump', 'second')
+  end('first')
+  await first
+  const third = add('dump', 'third')
+  await turns()
+  expect(begun).toEqual(['first', 'second'])
+  end('second')
+  end('third')
+  await Promise.all([second, third])
+  expect(begun).toEqual(['first', 'second', 'third'])
+})
+
+test('there is always one place', async () => {
+  const { add, begun, end } = setUp(0)
+  const only = add('dump', 'only')
+  await turns()
+  expect(begun).toEqual(['only'])
+  end('only')
+  await only
+})
