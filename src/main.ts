@@ -1,4 +1,4 @@
-import { mkdirSync } from 'node:fs'
+import { existsSync, mkdirSync, realpathSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { startApi } from './api/server.ts'
@@ -69,16 +69,18 @@ class SettingError extends Error {}
 
 function settingsFrom(argv: string[]): Settings {
   try {
-    return loadSettings({ flags: readFlags(argv), env: process.env })
+    const settings = loadSettings({ flags: readFlags(argv), env: process.env })
+    // The kernel tells real paths: mounts and programs are found again only by these.
+    return existsSync(settings.dataDir) ? { ...settings, dataDir: realpathSync(settings.dataDir) } : settings
   } catch (thrown) {
     throw new SettingError(messageOf(thrown))
   }
 }
 
 async function serve(argv: string[]): Promise<number> {
-  const settings = await withPort(settingsFrom(argv))
   if (process.getuid?.() !== 0) throw new Error('orb serve must run as root')
-  mkdirSync(settings.dataDir, { recursive: true, mode: 0o700 })
+  mkdirSync(settingsFrom(argv).dataDir, { recursive: true, mode: 0o700 })
+  const settings = await withPort(settingsFrom(argv))
   const unlock = lockFile(join(settings.dataDir, 'orb.lock'))
   if (!unlock) throw new Error(`another orb serves ${settings.dataDir}`)
 

@@ -51,7 +51,8 @@ const ETC_FROM_HOST = [
   'pam.conf',
   'pam.d',
   'perl',
-  'pki',
+  'pki/ca-trust',
+  'pki/tls/certs',
   'profile',
   'profile.d',
   'protocols',
@@ -59,14 +60,20 @@ const ETC_FROM_HOST = [
   'python3.11',
   'python3.12',
   'python3.13',
-  'security',
+  'security/access.conf',
+  'security/faillock.conf',
+  'security/group.conf',
+  'security/limits.conf',
+  'security/limits.d',
+  'security/namespace.conf',
+  'security/pam_env.conf',
+  'security/sepermit.conf',
+  'security/time.conf',
   'services',
   'shells',
   'skel',
   'ssl/certs',
   'ssl/openssl.cnf',
-  'sudoers',
-  'sudoers.d/README',
   'terminfo',
   'timezone',
   'vim',
@@ -103,6 +110,8 @@ staff:x:50:
 users:x:100:
 nogroup:x:65534:
 `
+
+const SUDOERS = 'Defaults env_reset\nroot ALL=(ALL:ALL) ALL\n%sudo ALL=(ALL:ALL) ALL\n'
 
 const SHADOW_DAY = 19000
 
@@ -238,6 +247,8 @@ async function fillHostBase(root: string): Promise<void> {
   await put(root, 'etc/hostname', 'orb\n')
   await put(root, 'etc/mtab', '')
   await put(root, 'etc/host.conf', 'multi on\n')
+  await put(root, 'etc/sudoers', SUDOERS, 0o440)
+  await removeCredentials(join(root, 'etc/apt'))
   for (const name of DPKG_FROM_HOST) await copy(join('/var/lib/dpkg', name), join(root, 'var/lib/dpkg', name))
   await put(root, 'var/lib/dpkg/lock', '')
   for (const name of ['.bashrc', '.profile']) await copy(join('/etc/skel', name), join(root, 'root', name))
@@ -250,6 +261,15 @@ async function copy(from: string, to: string): Promise<void> {
   if (!existsSync(from)) return
   await mkdir(join(to, '..'), { recursive: true })
   await cp(from, to, { recursive: true, verbatimSymlinks: true, mode: constants.COPYFILE_FICLONE })
+}
+
+/** Files of apt's configuration that hold a password in a URL stay the server's. */
+async function removeCredentials(dir: string): Promise<void> {
+  for (const entry of await readdir(dir, { recursive: true, withFileTypes: true }).catch(() => [])) {
+    if (!entry.isFile()) continue
+    const file = join(entry.parentPath, entry.name)
+    if (/:\/\/[^/\s]*@/.test(await readFile(file, 'latin1'))) await rm(file)
+  }
 }
 
 /** Certificates installed by hand are links to places that a computer does not see: it gets the files. */

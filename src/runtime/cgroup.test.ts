@@ -50,6 +50,8 @@ describe('on a host with nothing but v2', () => {
     expect(read('cgroup.subtree_control')).toBe(enabled)
     expect(read(`${NAME}/cgroup.subtree_control`)).toBe(enabled)
     expect(read(`${NAME}/memory.low`)).toBe(String(64 * MB))
+    // Protection is shared out from above.
+    expect(read('memory.low')).toBe('max')
     expect(read(`${NAME}/memory.max`)).toBe(String(192 * MB))
     expect(read(`${NAME}/memory.swap.max`)).toBe('0')
     expect(read(`${NAME}/agent/memory.oom.group`)).toBe('1')
@@ -81,7 +83,8 @@ describe('on a host with nothing but v2', () => {
     for (const leaf of ['init', 'agent', 'exec-1'] as const) {
       expect(cgroups.joinFiles(NAME, leaf)).toEqual([join(root, 'orb', NAME, leaf, 'cgroup.procs')])
     }
-    expect(cgroups.commands(NAME)).toEqual(['exec-1'])
+    expect(cgroups.commands(NAME, ['exec', 'build'])).toEqual(['exec-1'])
+    expect(cgroups.commands(NAME, ['build'])).toEqual([])
   })
 
   test('figures are the agent’s', () => {
@@ -114,17 +117,10 @@ describe('on a host with nothing but v2', () => {
     expect(cgroups.processes(NAME, 'agent')).toEqual([])
     expect([cgroups.isPopulated(NAME, 'agent'), cgroups.isFrozen(NAME)]).toEqual([false, false])
     expect([cgroups.agentMemory(NAME), cgroups.agentCpuUs(NAME), cgroups.oomKills(NAME)]).toEqual([0, 0, 0])
-    expect([cgroups.commands(NAME), cgroups.names()]).toEqual([[], []])
+    expect(cgroups.commands(NAME, ['exec', 'build'])).toEqual([])
     cgroups.kill(NAME, 'agent')
     expect(cgroups.removeLeaf(NAME, 'agent')).toBe(true)
     expect(cgroups.remove(NAME)).toBe(true)
-  })
-
-  test('names are those of computers alone', () => {
-    const { root, cgroups } = tree()
-    cgroups.create(NAME, LIMITS)
-    mkdirSync(join(root, 'orb', 'somebody'))
-    expect(cgroups.names()).toEqual([NAME])
   })
 
   test('a host that lacks a controller altogether is refused, by name', () => {
@@ -140,8 +136,8 @@ describe('on this host', () => {
 
   afterEach(async () => {
     for (const name of names.splice(0)) {
-      if (!cgroups.names().includes(name)) continue
-      const leaves: Leaf[] = ['agent', 'init', ...cgroups.commands(name)]
+      if (directories(name).length === 0) continue
+      const leaves: Leaf[] = ['agent', 'init', ...cgroups.commands(name, ['exec', 'build'])]
       cgroups.setFrozen(name, false)
       for (const leaf of leaves) cgroups.kill(name, leaf)
       await until(() => cgroups.remove(name))
@@ -207,7 +203,8 @@ describe('on this host', () => {
     expect(seen).not.toContain(`${name}/agent`)
     expect(cgroups.processes(name, 'exec-a')).toContain(child.pid)
     expect(cgroups.processes(name, 'agent')).toEqual([])
-    expect(cgroups.commands(name)).toEqual(['exec-a'])
+    expect(cgroups.commands(name, ['exec', 'build'])).toEqual(['exec-a'])
+    expect(cgroups.commands(name, ['build'])).toEqual([])
   })
 
   test('frozen: stopped where it is, goes on when thawed; killed while frozen, it ends', async () => {
@@ -294,17 +291,25 @@ describe('on this host', () => {
     expect(cgroups.agentId(name)).not.toBe(cgroups.agentId(create()))
   })
 
+  test('leaves of commands that have ended are swept, others stay', async () => {
+    const name = create()
+    await start(name, 'exec-e', 'true').exited
+    start(name, 'build-f', 'exec sleep 60')
+    await until(() => cgroups.isPopulated(name, 'build-f') && !cgroups.isPopulated(name, 'exec-e'))
+    expect(cgroups.commands(name, ['exec', 'build']).toSorted()).toEqual(['build-f', 'exec-e'])
+    cgroups.sweepCommands(name)
+    expect(cgroups.commands(name, ['exec', 'build'])).toEqual(['build-f'])
+  })
+
   test('nothing is removed while processes are there, everything afterwards', async () => {
     const name = create()
     start(name, 'exec-d', 'exec sleep 60')
     await until(() => cgroups.isPopulated(name, 'exec-d'))
-    expect(cgroups.names()).toContain(name)
     expect(cgroups.removeLeaf(name, 'exec-d')).toBe(false)
     expect(cgroups.remove(name)).toBe(false)
     cgroups.kill(name, 'exec-d')
     await until(() => cgroups.remove(name))
     expect(directories(name)).toEqual([])
-    expect(cgroups.names()).not.toContain(name)
   })
 })
 

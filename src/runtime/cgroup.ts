@@ -97,6 +97,8 @@ export class Cgroups {
       if (existsSync(total)) writeFileSync(total, String(limits.hardBytes))
       writeFileSync(join(dir, 'memory.soft_limit_in_bytes'), String(limits.softBytes))
     } else {
+      // Protection is shared out from above: a parent without any would leave its children none.
+      writeFileSync(join(this.root, PARENT, 'memory.low'), 'max')
       writeFileSync(join(this.v2(name), 'memory.low'), String(limits.softBytes))
       writeFileSync(join(this.v2(name), 'memory.max'), String(limits.hardBytes))
       const swap = join(this.v2(name), 'memory.swap.max')
@@ -200,6 +202,12 @@ export class Cgroups {
     return children(this.v2(name)).filter((child): child is Leaf =>
       purposes.some((purpose) => child.startsWith(`${purpose}-`)),
     )
+  }
+
+  /** Removes leaves whose last background process has ended. */
+  sweepCommands(name: string): void {
+    for (const leaf of this.commands(name, ['exec', 'build']))
+      if (!this.isPopulated(name, leaf)) this.removeLeaf(name, leaf)
   }
 
   /** Removes an empty leaf; one that still has processes stays. */

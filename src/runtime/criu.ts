@@ -1,8 +1,9 @@
 import { statSync } from 'node:fs'
-import { readdir, readFile, readlink, rm, stat } from 'node:fs/promises'
+import { readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { RuntimeFiles } from './bundle.ts'
 import { HOST_ENVIRONMENT } from './command.ts'
+import { DUMP_RESULT, PAGES_DRAINED, RESTORE_RESULT } from './image.ts'
 import { errnoCode } from './libc.ts'
 
 /** What dump and restore of one agent have in common. */
@@ -25,6 +26,7 @@ export interface DumpOptions extends CriuTarget {
   /** The agent's pid 1 as the computer's pid namespace numbers it. */
   pid: number
   freezerDir: string
+  timeoutMs: number
 }
 
 export interface RestoreOptions extends CriuTarget {
@@ -32,6 +34,7 @@ export interface RestoreOptions extends CriuTarget {
   /** The agent's cgroup.procs files: criu is in them while it restores, so that each page is charged there. */
   cgroups: string[]
   shmBytes: number
+  timeoutMs: number
 }
 
 /** criu refused or failed; `reason` is the line of its log that says why. */
@@ -57,9 +60,6 @@ const NETNS_KEY = 'orbnet'
 const SEIZE_TIMEOUT_S = 3
 /** The network is locked, and processes are put into cgroups, by orb. */
 const COMMON_FLAGS = ['--tcp-established', '--network-lock', 'skip', '--manage-cgroups=ignore', '--file-locks']
-const DUMP_RESULT = 'dump.result'
-const RESTORE_RESULT = 'restore.result'
-const PAGES_DRAINED = 'lazy.result'
 
 export class Criu {
   constructor(
@@ -73,10 +73,10 @@ export class Criu {
    * the tree is as it was.
    * @throws CriuError
    */
-  async dump(options: DumpOptions): Promise<{ bytes: number }> {
+  async dump(options: DumpOptions): Promise<void> {
     const { dir } = options
     const netnsInode = statSync(options.netns).ino
-    const { exited } = this.spawn(
+    const criu = this.spawn(
       options.initPid,
       dir,
       DUMP_RESULT,
@@ -91,8 +91,7 @@ export class Criu {
         ...['--skip-in-flight', '--link-remap', '--ghost-limit', String(GHOST_LIMIT_BYTES)],
       ],
     )
-    if ((await exited) !== 0) throw await failure('dump', dir)
-    return { bytes: await imageBytes(dir) }
+    if ((await bounded(criu, options.timeoutMs)) !== 0) throw await failure('dump', dir)
   }
 
   /**
@@ -124,8 +123,12 @@ export class Criu {
         '--lazy-pages',
       ],
     )
-    void daemon.exited.then((code) => code !== 0 && restore.kill())
-    if ((await restore.exited) === 0) return { drained: daemon.exited.then((code) => code === 0) }
+    // Without its daemon the restore would wait for pages for ever.
+    let over = false
+    void daemon.exited.then((code) => code !== 0 && !over && restore.kill())
+    const code = await bounded(restore, options.timeoutMs)
+    over = true
+    if (code === 0) return { drained: daemon.exited.then((code) => code === 0) }
     daemon.kill()
     throw await failure('restore', dir)
   }
@@ -144,14 +147,20 @@ export class Criu {
         detached: true,
       },
     )
-    return { exited: child.exited, kill: () => killGroup(child.pid) }
+    return { exited: child.exited, kill: () => killProcess(-child.pid) }
   }
 }
 
-/** orb-init, criu below it, and what criu started. */
-function killGroup(pid: number): void {
+/** The exit code; after `timeoutMs` the whole of it is killed. */
+async function bounded(criu: { exited: Promise<number>; kill(): void }, timeoutMs: number): Promise<number> {
+  const timer = setTimeout(() => criu.kill(), timeoutMs)
+  return criu.exited.finally(() => clearTimeout(timer))
+}
+
+/** Kills a process, or with a negative number a group; one that is gone is no error. */
+export function killProcess(pid: number): void {
   try {
-    process.kill(-pid, 'SIGKILL')
+    process.kill(pid, 'SIGKILL')
   } catch (thrown) {
     if (errnoCode(thrown) !== 'ESRCH') throw thrown
   }
@@ -169,25 +178,6 @@ function mounts(target: CriuTarget): { path: string; key: string; source: string
   return [...usr, { path: '/dev', key: 'dev', source: target.devices }, ...shm, ...masks]
 }
 
-/** Whether the dump into `dir` ran to its end: only then is the image whole. */
-export const isComplete = async (dir: string): Promise<boolean> => (await resultOf(dir, DUMP_RESULT)) === 0
-
-/** Whether the last restore from `dir` ran to its end. */
-export const isRestored = async (dir: string): Promise<boolean> => (await resultOf(dir, RESTORE_RESULT)) === 0
-
-async function resultOf(dir: string, name: string): Promise<number | null> {
-  const text = await readFile(join(dir, name), 'utf8').catch(() => '')
-  return text.endsWith('\n') ? Number(text) : null
-}
-
-async function imageBytes(dir: string): Promise<number> {
-  const names = await readdir(dir)
-  const sizes = await Promise.all(
-    names.filter((name) => name.endsWith('.img')).map(async (name) => (await stat(join(dir, name))).size),
-  )
-  return sizes.reduce((sum, size) => sum + size, 0)
-}
-
 /** criu says this at each start and goes on. */
 const HARMLESS = /RLIMIT_NOFILE for self/
 
@@ -203,19 +193,4 @@ async function failure(operation: 'dump' | 'restore', dir: string): Promise<Criu
     .replace(/^Error \([^)]*\):\s*/, '')
   const noSpace = /No space left on device|Disk quota exceeded/.test(log + stderr)
   return new CriuError(operation, reason || `criu gave no reason`, noSpace)
-}
-
-/** criu processes (of any version that orb unpacked) that work on images of a directory: host pids and image directory. */
-export async function runningCriu(runtimeDir: string): Promise<{ pid: number; dir: string; operation: string }[]> {
-  const found: { pid: number; dir: string; operation: string }[] = []
-  for (const name of await readdir('/proc')) {
-    if (!/^\d+$/.test(name)) continue
-    const exe = await readlink(`/proc/${name}/exe`).catch(() => '')
-    if (!exe.startsWith(`${runtimeDir}/`) || !exe.endsWith('/ld.so')) continue
-    const argv = (await readFile(`/proc/${name}/cmdline`, 'utf8').catch(() => '')).split('\0')
-    const dir = argv[argv.indexOf('-D') + 1]
-    const operation = argv[4]
-    if (dir && operation && argv.includes('-D')) found.push({ pid: Number(name), dir, operation })
-  }
-  return found
 }

@@ -2,7 +2,7 @@ import { existsSync } from 'node:fs'
 import { mkdir, open, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Base } from './base.ts'
-import { run } from './command.ts'
+import { CommandError, run } from './command.ts'
 import type { ComputerPaths } from './paths.ts'
 
 const MB = 1024 * 1024
@@ -45,38 +45,90 @@ const LAYERS = ['root', 'root.work', 'usr', 'usr.work']
  */
 const OVERLAY_OPTIONS = 'index=on,nfs_export=on'
 
+/** What makes a fresh root this computer's. */
+export interface Identity {
+  hostname: string
+  nameserver: string
+}
+
+/** Beside the layers, where nothing inside sees it: the disk has its layers and its identity. */
+const MADE = '.made'
+
 /** Mounts what is not mounted yet: the disk, the root on it, /usr. No device node works on any of them. */
-export async function mountComputer(paths: ComputerPaths, base: Base): Promise<void> {
+export async function mountComputer(paths: ComputerPaths, base: Base, identity: Identity): Promise<void> {
   const mounted = await mountPoints()
   await mkdir(paths.mount, { recursive: true, mode: 0o700 })
   await mkdir(paths.rootfs, { recursive: true, mode: 0o755 })
   if (!mounted.has(paths.mount)) {
     await run(['mount', '-t', 'ext4', '-o', 'loop,nodev,noatime', paths.disk, paths.mount])
-    for (const layer of LAYERS) await mkdir(join(paths.mount, layer), { recursive: true, mode: 0o755 })
   }
+  if (!existsSync(join(paths.mount, MADE))) await layOut(paths.mount, identity)
   if (!mounted.has(paths.rootfs)) await mountOverlay(paths, 'root', base.dir, paths.rootfs)
   const usr = join(paths.rootfs, 'usr')
   if (base.hostUsr && !mounted.has(usr)) await mountOverlay(paths, 'usr', '/usr', usr)
 }
 
-function mountOverlay(paths: ComputerPaths, layer: string, lower: string, target: string): Promise<string> {
-  const upper = join(paths.mount, layer)
-  const options = `nodev,${OVERLAY_OPTIONS},lowerdir=${lower},upperdir=${upper},workdir=${upper}.work`
-  return run(['mount', '-t', 'overlay', 'orb', '-o', options, target])
+/**
+ * Layers, host name and resolver of a fresh disk. Done once, before anything ran inside: later the layers are the
+ * tenant's, and a path in them may lead anywhere.
+ */
+async function layOut(mount: string, { hostname, nameserver }: Identity): Promise<void> {
+  for (const layer of LAYERS) await mkdir(join(mount, layer), { recursive: true, mode: 0o755 })
+  const etc = join(mount, 'root', 'etc')
+  await mkdir(etc, { recursive: true, mode: 0o755 })
+  const hosts = `127.0.0.1\tlocalhost\n127.0.1.1\t${hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n`
+  await writeFile(join(etc, 'hosts'), hosts, { mode: 0o644 })
+  await writeFile(join(etc, 'resolv.conf'), `nameserver ${nameserver}\n`, { mode: 0o644 })
+  await writeFile(join(etc, 'hostname'), `${hostname}\n`, { mode: 0o644 })
+  await writeFile(join(mount, MADE), '')
 }
 
-/** Unmounts all of a computer; what is not mounted is no error. The loop device goes with its last mount. */
-export async function unmountComputer(paths: ComputerPaths): Promise<void> {
-  const mounted = await mountPoints()
-  for (const target of [join(paths.rootfs, 'usr'), paths.rootfs, paths.mount]) {
-    if (mounted.has(target)) await run(['umount', target])
+const BUSY_RETRY_MS = 50
+const BUSY_TIMEOUT_MS = 3000
+
+/** A mount namespace that ended a moment ago may still hold the layers. */
+async function mountOverlay(paths: ComputerPaths, layer: string, lower: string, target: string): Promise<void> {
+  const upper = join(paths.mount, layer)
+  const options = `nodev,${OVERLAY_OPTIONS},lowerdir=${lower},upperdir=${upper},workdir=${upper}.work`
+  const deadline = performance.now() + BUSY_TIMEOUT_MS
+  for (;;) {
+    try {
+      await run(['mount', '-t', 'overlay', 'orb', '-o', options, target])
+      return
+    } catch (thrown) {
+      if (!isBusy(thrown) || performance.now() > deadline) throw thrown
+      await Bun.sleep(BUSY_RETRY_MS)
+    }
   }
 }
 
-/** Removes a computer's directory; its mounts must be gone. */
+const isBusy = (thrown: unknown): boolean =>
+  thrown instanceof CommandError && /busy|already mounted/.test(thrown.stderr)
+
+/**
+ * Unmounts all of a computer; what is not mounted is no error. What a download or a log reader still has open goes when
+ * that is over, and the loop device with it.
+ */
+export async function unmountComputer(paths: ComputerPaths): Promise<void> {
+  const mounted = await mountPoints()
+  for (const target of [join(paths.rootfs, 'usr'), paths.rootfs, paths.mount]) {
+    if (!mounted.has(target)) continue
+    await run(['umount', target]).catch((thrown) =>
+      isBusy(thrown) ? run(['umount', '-l', target]) : Promise.reject(thrown),
+    )
+  }
+}
+
+/**
+ * Removes a computer's images, then its directory; the other way round a crash would leave images that nobody finds.
+ * @throws Error when something of it is still mounted
+ */
 export async function removeDisk(paths: ComputerPaths): Promise<void> {
-  await rm(paths.dir, { recursive: true, force: true, maxRetries: 3 })
+  for (const place of await mountPoints()) {
+    if (place.startsWith(`${paths.dir}/`)) throw new Error(`${place} is still mounted`)
+  }
   await rm(paths.checkpoints, { recursive: true, force: true })
+  await rm(paths.dir, { recursive: true, force: true, maxRetries: 3 })
 }
 
 /** Every mount point of this process, unescaped. */
@@ -88,14 +140,3 @@ export async function mountPoints(): Promise<Set<string>> {
 /** Spaces, tabs, newlines and backslashes are octal in the table, proc_pid_mountinfo(5). */
 const unescaped = (field: string): string =>
   field.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)))
-
-/** What makes a fresh root this computer's: host name, resolver, no key of its own yet. Written on the host side. */
-export async function personalise(paths: ComputerPaths, hostname: string, nameserver: string): Promise<void> {
-  const etc = join(paths.mount, 'root', 'etc')
-  if (existsSync(join(etc, 'hostname'))) return
-  await mkdir(etc, { recursive: true, mode: 0o755 })
-  const hosts = `127.0.0.1\tlocalhost\n127.0.1.1\t${hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n`
-  await writeFile(join(etc, 'hosts'), hosts, { mode: 0o644 })
-  await writeFile(join(etc, 'resolv.conf'), `nameserver ${nameserver}\n`, { mode: 0o644 })
-  await writeFile(join(etc, 'hostname'), `${hostname}\n`, { mode: 0o644 })
-}

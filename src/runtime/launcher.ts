@@ -104,12 +104,39 @@ export async function spawnAgent(files: LauncherFiles, options: AgentOptions): P
   ]
   try {
     const child = Bun.spawn(argv, { stdio: ['ignore', 'pipe', 'pipe', env], env: HOST_ENVIRONMENT, detached: true })
-    const [stdout, stderr] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()])
-    if (/^started$/m.test(stdout)) return
-    const errno = /^failed (\d+)$/m.exec(stdout)?.[1]
+    // The program there is the tenant's to replace: it need not ever say anything, nor close what it was given.
+    const timer = setTimeout(() => child.kill('SIGKILL'), START_TIMEOUT_MS)
+    const stdout = await firstLine(child.stdout, START_TIMEOUT_MS)
+    clearTimeout(timer)
+    if (stdout === 'started') return
+    if (stdout === null) throw new SpawnError('the program did not start in time')
+    const stderr = await Promise.race([new Response(child.stderr).text(), Bun.sleep(STDERR_MS).then(() => '')])
+    const errno = /^failed (\d+)$/.exec(stdout)?.[1]
     throw new SpawnError(errno ? `${options.argv[0]}: ${errnoText(Number(errno))}` : explain(stderr))
   } finally {
     closeSync(env)
+  }
+}
+
+const START_TIMEOUT_MS = 10_000
+const STDERR_MS = 500
+
+/** The first line, '' when there is none before the end, null when it does not come in time. */
+async function firstLine(stream: ReadableStream<Uint8Array>, timeoutMs: number): Promise<string | null> {
+  const reader = stream.getReader()
+  const late = Bun.sleep(timeoutMs).then(() => null)
+  let text = ''
+  try {
+    for (;;) {
+      const read = await Promise.race([reader.read(), late])
+      if (read === null) return null
+      if (read.done) return text
+      text += Buffer.from(read.value).toString()
+      const end = text.indexOf('\n')
+      if (end !== -1) return text.slice(0, end)
+    }
+  } finally {
+    void reader.cancel()
   }
 }
 
@@ -192,6 +219,10 @@ export const namespacePids = (pid: number): number[] =>
   statusField(pid, 'NSpid').split(/\s+/).filter(Boolean).map(Number)
 
 export const isZombie = (pid: number): boolean => statusField(pid, 'State').startsWith('Z')
+
+/** A process that is pid 1 of a computer, and no longer on its way to be one: it takes its name last. */
+export const isComputerInit = (pid: number): boolean =>
+  statusField(pid, 'Name') === 'orb-computer' && namespacePids(pid).at(-1) === 1 && !isZombie(pid)
 
 /** Of an agent's processes (host pids) the one that is pid 1 of its own namespace, or null. */
 export const agentInit = (pids: number[]): number | null =>

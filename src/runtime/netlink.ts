@@ -4,8 +4,8 @@ import { Errno, sys } from './libc.ts'
 /** Numbers of the system calls: arch/x86/entry/syscalls/syscall_64.tbl and asm-generic/unistd.h. */
 const NR =
   process.arch === 'arm64'
-    ? { socket: 198, sendto: 206, recvfrom: 207, setns: 268, close: 57 }
-    : { socket: 41, sendto: 44, recvfrom: 45, setns: 308, close: 3 }
+    ? { socket: 198, setsockopt: 208, sendto: 206, recvfrom: 207, setns: 268, close: 57 }
+    : { socket: 41, setsockopt: 54, sendto: 44, recvfrom: 45, setns: 308, close: 3 }
 
 const AF_NETLINK = 16
 const SOCK_RAW_CLOEXEC = 3 | 0o2000000
@@ -17,6 +17,10 @@ const NLMSG_ERROR = 2
 const NLMSG_DONE = 3
 const HEADER_BYTES = 16
 const RECEIVE_BYTES = 64 * 1024
+const SOL_SOCKET = 1
+const SO_RCVTIMEO = 20
+/** The kernel answers within the call that asks: an answer that is not there after this will not come. */
+const RECEIVE_TIMEOUT_S = 2
 
 /** One message of a netlink conversation, linux/netlink.h: header, then `body`. */
 function message(type: number, flags: number, sequence: number, body: Uint8Array): Uint8Array {
@@ -52,7 +56,10 @@ export class Netlink {
   private sequence = 1
   private readonly buffer = new Uint8Array(RECEIVE_BYTES)
 
-  private constructor(private readonly fd: number) {}
+  private constructor(private readonly fd: number) {
+    const timeout = new BigUint64Array([BigInt(RECEIVE_TIMEOUT_S), 0n])
+    sys(NR.setsockopt, fd, SOL_SOCKET, SO_RCVTIMEO, timeout, timeout.byteLength)
+  }
 
   /**
    * @param protocol linux/netlink.h, @param netnsFd the network namespace to speak of; orb's own when left out.
@@ -92,13 +99,11 @@ export class Netlink {
         const length = view.getUint32(at, true)
         if (length < HEADER_BYTES) return
         const type = view.getUint16(at + 4, true)
+        const error = type === NLMSG_ERROR ? view.getInt32(at + HEADER_BYTES, true) : 0
+        // A batch that is refused as a whole is answered under the number of its first message.
+        if (error !== 0) throw new Errno(-error, 'netlink')
         if (view.getUint32(at + 8, true) !== sequence) continue
-        if (type === NLMSG_DONE) return
-        if (type === NLMSG_ERROR) {
-          const error = view.getInt32(at + HEADER_BYTES, true)
-          if (error !== 0) throw new Errno(-error, 'netlink')
-          return
-        }
+        if (type === NLMSG_DONE || type === NLMSG_ERROR) return
         if (each(type, new DataView(this.buffer.buffer, at + HEADER_BYTES, length - HEADER_BYTES))) return
       }
     }
@@ -126,6 +131,14 @@ const NFTA_LIST_ELEM = 1
 const NFTA_SET_ELEM_KEY = 1
 const NFTA_DATA_VALUE = 1
 
+/** An attribute's length has 16 bits: room for some 2300 keys. */
+const KEYS_PER_MESSAGE = 1000
+
+const parts = (keys: Uint8Array[]): Uint8Array[][] =>
+  Array.from({ length: Math.ceil(keys.length / KEYS_PER_MESSAGE) }, (_, index) =>
+    keys.slice(index * KEYS_PER_MESSAGE, (index + 1) * KEYS_PER_MESSAGE),
+  )
+
 /** Adds and removes elements of nftables sets in one system call each; `nft` as a process costs some ms every time. */
 export class NftSets {
   private readonly netlink = Netlink.open(NETLINK_NETFILTER)
@@ -134,13 +147,13 @@ export class NftSets {
 
   /** Elements that are there already are no error. */
   add(set: string, keys: Uint8Array[]): void {
-    if (keys.length > 0) this.change(NFT_MSG_NEWSETELEM, NLM_F_CREATE, set, keys)
+    for (const part of parts(keys)) this.change(NFT_MSG_NEWSETELEM, NLM_F_CREATE, set, part)
   }
 
   /** An element that is not there is no error, but then none of the others is removed either. */
   remove(set: string, keys: Uint8Array[]): void {
     try {
-      if (keys.length > 0) this.change(NFT_MSG_DELSETELEM, 0, set, keys)
+      for (const part of parts(keys)) this.change(NFT_MSG_DELSETELEM, 0, set, part)
     } catch (thrown) {
       if (!(thrown instanceof Errno) || thrown.errno !== constants.errno.ENOENT) throw thrown
     }

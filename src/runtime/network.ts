@@ -1,5 +1,6 @@
 import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
+import { log } from '../log.ts'
 import { run } from './command.ts'
 import { type Connection, NftSets, SocketDiag } from './netlink.ts'
 import { objectName } from './paths.ts'
@@ -64,9 +65,13 @@ export class Network {
   private readonly sets: NftSets
   private readonly ownNetns = openSync('/proc/self/ns/net', 'r')
   private readonly diags = new Map<string, SocketDiag>()
-  private readonly locks = new Map<string, Uint8Array[]>()
+  private readonly locks: Map<string, Connection[]>
 
-  private constructor(private readonly options: NetworkOptions) {
+  private constructor(
+    private readonly options: NetworkOptions,
+    locked: Map<string, Connection[]>,
+  ) {
+    this.locks = new Map(locked)
     this.gatewayNumber = (options.subnet.base + 1) >>> 0
     this.gateway = dotted(this.gatewayNumber)
     this.table = `orb_${hex(this.gatewayNumber)}`
@@ -80,9 +85,8 @@ export class Network {
 
   /** Sets up addresses and rules; the locks of sleeping agents (by short id) hold from the first moment. */
   static async start(options: NetworkOptions, locked: Map<string, Connection[]>): Promise<Network> {
-    const network = new Network(options)
+    const network = new Network(options, locked)
     await network.prepareHost()
-    for (const [shortId, connections] of locked) network.locks.set(shortId, connections.map(lockKey))
     await run(['nft', '-f', '-'], network.rules([...locked.values()].flat()))
     return network
   }
@@ -156,13 +160,20 @@ export class Network {
   /** From here on no packet of these connections passes. Replaces an earlier lock of the computer. */
   lock(shortId: string, connections: Connection[]): void {
     this.unlock(shortId)
-    const keys = connections.map(lockKey)
-    this.sets.add('locked', keys)
-    this.locks.set(shortId, keys)
+    this.sets.add('locked', connections.map(lockKey))
+    this.locks.set(shortId, connections)
+  }
+
+  /** Makes the rules anew if somebody has taken them away, as a reload of the server's firewall does. */
+  async ensureRules(): Promise<void> {
+    const there = await run(['nft', 'list', 'table', 'inet', this.table]).catch(() => null)
+    if (there !== null) return
+    log('warn', 'the rules of the computers were gone and are made anew', { table: this.table })
+    await run(['nft', '-f', '-'], this.rules([...this.locks.values()].flat()))
   }
 
   unlock(shortId: string): void {
-    this.sets.remove('locked', this.locks.get(shortId) ?? [])
+    this.sets.remove('locked', (this.locks.get(shortId) ?? []).map(lockKey))
     this.locks.delete(shortId)
   }
 
@@ -233,9 +244,7 @@ export class Network {
     if (!addresses.includes(` ${this.gateway}/32 `)) {
       await run(['ip', 'addr', 'add', `${this.gateway}/32`, 'dev', 'lo', 'label', label])
     }
-    if (readFileSync('/proc/sys/net/ipv4/ip_forward', 'utf8').trim() !== '1') {
-      writeFileSync('/proc/sys/net/ipv4/ip_forward', '1')
-    }
+    atLeast('/proc/sys/net/ipv4/ip_forward', 1)
   }
 
   /** `add` before `delete` makes the deletion of a table that may not exist succeed; all of it is one transaction. */
@@ -273,6 +282,7 @@ table inet ${table} {
   chain input {
     type filter hook input priority filter - 5; policy accept;
     iifname "orb-*" meta nfproto ipv6 drop
+    iifname "orb-*" ip saddr 0.0.0.0/8 drop
     iifname "orb-*" ip saddr ${subnet} jump from_computer
   }
 
@@ -310,6 +320,10 @@ const portBytes = (port: number): number[] => [port >>> 8, port & 0xff, 0, 0]
 
 const lockElement = ({ local, remote }: Connection): string =>
   `${local.address.join('.')} . ${local.port} . ${remote.address.join('.')} . ${remote.port}`
+
+function atLeast(file: string, value: number): void {
+  if (Number(readFileSync(file, 'utf8')) < value) writeFileSync(file, String(value))
+}
 
 const hex = (number: number): string => number.toString(16).padStart(8, '0')
 

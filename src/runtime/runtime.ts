@@ -1,15 +1,17 @@
 import { randomBytes } from 'node:crypto'
-import { existsSync, type FSWatcher, readFileSync, statfsSync } from 'node:fs'
+import { existsSync, type FSWatcher, readFileSync, statfsSync, writeFileSync } from 'node:fs'
 import { mkdir, readdir, rm, writeFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
+import { log } from '../log.ts'
 import { type Base, baseNamed, prepareBase, prepareDevices } from './base.ts'
 import type { RuntimeFiles } from './bundle.ts'
 import { Cgroups, type Leaf, type Purpose } from './cgroup.ts'
 import { type ComputerSpec, killLeaf, limitsOf, shmBytes, until } from './computer.ts'
-import { Criu, type CriuTarget, isComplete, isRestored, runningCriu } from './criu.ts'
+import { Criu, type CriuTarget, killProcess } from './criu.ts'
+import { runningCriu } from './criu-processes.ts'
 import * as disk from './disk.ts'
-import { readNotes, writeNotes } from './image-notes.ts'
+import { imageBytes, isComplete, isDrained, isRestored, isSynced, readNotes, syncImage, writeNotes } from './image.ts'
 import { installPid1, readExit } from './inside.ts'
 import * as launcher from './launcher.ts'
 import { Network, type NetworkOptions } from './network.ts'
@@ -55,6 +57,11 @@ export interface AgentStart {
 /** Files of /proc that tell of the host when they are read. */
 const MASKED = ['/proc/kcore', '/proc/keys', '/proc/timer_list', '/proc/latency_stats', '/proc/sched_debug']
 const FREEZE_TIMEOUT_MS = 5000
+/** Longest that criu may take beyond what writing the memory takes: a command inside may have stopped it. */
+const CRIU_TIMEOUT_MS = 30_000
+/** 20 MB/s */
+const SLOWEST_DISK_BYTES_PER_MS = 20_000
+const SETTLE_POLL_MS = 50
 /** Exit code of a command that ran out of time, as timeout(1) has it. */
 const EXIT_TIMEOUT = 124
 /** How long output that is in the pipes already is waited for once the shell has ended. */
@@ -68,6 +75,7 @@ export class Runtime {
   private readonly masks = MASKED.filter((file) => existsSync(file))
   private readonly inits = new Map<string, number>()
   private readonly comingUp = new Map<string, Promise<void>>()
+  private readonly goingDown = new Set<string>()
   private readonly draining = new Map<string, Promise<boolean>>()
   private readonly criu: Criu
   private readonly launch: launcher.LauncherFiles
@@ -92,6 +100,7 @@ export class Runtime {
       await mkdir(dir, { recursive: true, mode: 0o700 })
     }
     await writeFile(join(data.run, 'seccomp'), seccompFilter(), { mode: 0o600 })
+    shareInotify()
     const cgroups = Cgroups.detect()
     const [base, devices] = await Promise.all([prepareBase(options.base, data.images), prepareDevices(data.images)])
     const locked = new Map(
@@ -112,18 +121,22 @@ export class Runtime {
 
   /** Makes whatever of the computer is missing, from its disk to its pid 1: at creation, after a crash, after a reboot. */
   async up(spec: ComputerSpec): Promise<void> {
+    // First of all: while it comes up, its first process is not yet where commands may follow it.
+    const underWay = this.comingUp.get(spec.id)
+    if (underWay) return underWay
     if (this.findInit(spec) !== null) return
-    const under = this.comingUp.get(spec.id) ?? this.bringUp(spec).finally(() => this.comingUp.delete(spec.id))
-    this.comingUp.set(spec.id, under)
-    return under
+    if (this.goingDown.has(spec.id)) throw new Error('the computer is being taken down')
+    const begun = this.bringUp(spec).finally(() => this.comingUp.delete(spec.id))
+    this.comingUp.set(spec.id, begun)
+    return begun
   }
 
   private async bringUp(spec: ComputerSpec): Promise<void> {
     const paths = this.paths(spec)
     const name = objectName(spec.shortId)
     if (!existsSync(paths.disk)) await disk.makeDisk(paths, spec.diskMb)
-    await disk.mountComputer(paths, baseNamed(spec.base, this.options.data.images))
-    await disk.personalise(paths, name, this.network.gateway)
+    const identity = { hostname: name, nameserver: this.network.gateway }
+    await disk.mountComputer(paths, baseNamed(spec.base, this.options.data.images), identity)
     await this.network.create(spec.shortId, spec.slot)
     this.cgroups.create(name, limitsOf(spec, this.options.memoryMultiplier, availableParallelism()))
     const pid = await launcher.boot(this.launch, {
@@ -141,14 +154,20 @@ export class Runtime {
   /** Ends everything in the computer and takes its kernel objects away; the disk stays. */
   async down(spec: ComputerSpec): Promise<void> {
     const name = objectName(spec.shortId)
-    await this.killAll(spec)
-    await killLeaf(this.cgroups, name, 'init')
-    this.inits.delete(spec.id)
-    await this.draining.get(spec.id)
-    await disk.unmountComputer(this.paths(spec))
-    await this.network.remove(spec.shortId)
-    this.network.unlock(spec.shortId)
-    await until(() => this.cgroups.remove(name), FREEZE_TIMEOUT_MS)
+    this.goingDown.add(spec.id)
+    try {
+      await this.comingUp.get(spec.id)?.catch(() => undefined)
+      await this.killAll(spec)
+      await killLeaf(this.cgroups, name, 'init')
+      this.inits.delete(spec.id)
+      await this.draining.get(spec.id)
+      await disk.unmountComputer(this.paths(spec))
+      await this.network.remove(spec.shortId)
+      this.network.unlock(spec.shortId)
+      await until(() => this.cgroups.remove(name), FREEZE_TIMEOUT_MS)
+    } finally {
+      this.goingDown.delete(spec.id)
+    }
   }
 
   /** Removes disk, images and log. */
@@ -156,15 +175,20 @@ export class Runtime {
     await disk.removeDisk(this.paths(spec))
   }
 
-  /** Directories below the data directory that belong to none of `ids`: unmounted and removed. Returns their names. */
-  async removeStrays(ids: Set<string>): Promise<string[]> {
-    const strays = (await readdir(this.options.data.computers)).filter((id) => !ids.has(id))
-    for (const id of strays) {
-      const paths = computerPaths(this.options.data, id)
-      await disk.unmountComputer(paths)
-      await disk.removeDisk(paths)
+  /** Directories below the data directory that belong to none of `ids`: unmounted and removed, as far as that goes. */
+  async removeStrays(ids: Set<string>): Promise<void> {
+    const { data } = this.options
+    const names = (await Promise.all([readdir(data.computers), readdir(data.checkpoints)])).flat()
+    for (const id of new Set(names)) {
+      if (ids.has(id)) continue
+      const paths = computerPaths(data, id)
+      try {
+        await disk.unmountComputer(paths)
+        await disk.removeDisk(paths)
+      } catch (error) {
+        log('warn', 'a leftover directory cannot be removed', { dir: paths.dir, error })
+      }
     }
-    return strays
   }
 
   /* ---- the agent's tree ---- */
@@ -269,7 +293,6 @@ export class Runtime {
     const started = performance.now()
     const name = objectName(spec.shortId)
     const dir = this.imageDir(spec, image)
-    await this.draining.get(spec.id)
     const init = launcher.agentInit(this.cgroups.processes(name, 'agent'))
     const pid = init === null ? undefined : launcher.namespacePids(init)[1]
     if (init === null || pid === undefined) throw new Error('the agent has no process')
@@ -280,16 +303,9 @@ export class Runtime {
       await mkdir(dir, { recursive: true, mode: 0o700 })
       const emptyShm = isEmptyShm(init)
       writeNotes(dir, { connections, emptyShm })
-      const { bytes } = await this.criu.dump({
-        ...this.target(spec, emptyShm),
-        dir,
-        pid,
-        freezerDir: this.cgroups.freezerDir(name),
-      })
-      const durationMs = performance.now() - started
-      this.cgroups.setFrozen(name, false)
-      this.cgroups.dropAgentCache(name)
-      return { bytes, durationMs }
+      const timeoutMs = CRIU_TIMEOUT_MS + this.agentMemory(spec) / SLOWEST_DISK_BYTES_PER_MS
+      const freezerDir = this.cgroups.freezerDir(name)
+      await this.criu.dump({ ...this.target(spec, emptyShm), dir, pid, freezerDir, timeoutMs })
     } catch (thrown) {
       // criu thaws what it froze: back to how it was found.
       this.cgroups.setFrozen(name, true)
@@ -297,6 +313,24 @@ export class Runtime {
       await rm(dir, { recursive: true, force: true })
       throw thrown
     }
+    // From here on the image is all that there is of the agent: nothing that fails now may touch it.
+    const durationMs = performance.now() - started
+    this.tidyUp(name)
+    return { bytes: await imageBytes(dir), durationMs }
+  }
+
+  private tidyUp(name: string): void {
+    try {
+      this.cgroups.setFrozen(name, false)
+      this.cgroups.dropAgentCache(name)
+    } catch (error) {
+      log('warn', 'memory of a sleeping agent is not all given back', { computer: name, error })
+    }
+  }
+
+  /** Puts an image on stable storage: until then a power cut may leave nothing of it but names. */
+  async syncImage(spec: ComputerSpec, image: string): Promise<void> {
+    await syncImage(this.imageDir(spec, image))
   }
 
   /**
@@ -315,6 +349,7 @@ export class Runtime {
         shmBytes: shmBytes(spec),
         dir,
         cgroups: this.cgroups.joinFiles(name, 'agent'),
+        timeoutMs: CRIU_TIMEOUT_MS,
       })
       this.trackDraining(spec.id, drained)
       if (resetProxy) this.network.resetProxyConnections(spec.shortId, this.cgroups.agentId(name))
@@ -326,10 +361,15 @@ export class Runtime {
     }
   }
 
-  /** Removes an image once no page of it is needed any more; a missing one is no error. */
+  /** Removes an image; a missing one is no error. */
   async removeImage(spec: ComputerSpec, image: string): Promise<void> {
-    await this.draining.get(spec.id)
     await rm(this.imageDir(spec, image), { recursive: true, force: true })
+  }
+
+  /** Removes every image of the computer but `keep`. */
+  async removeOtherImages(spec: ComputerSpec, keep: string | null): Promise<void> {
+    const names = await readdir(this.paths(spec).checkpoints).catch(() => [])
+    for (const name of names) if (name !== keep) await this.removeImage(spec, name)
   }
 
   /** After the pages of the last restore are all in: true; false when their daemon failed, which the agent will not survive. */
@@ -339,27 +379,35 @@ export class Runtime {
 
   /**
    * What a crash of orb left of a transition: waits for a criu that is still at work, then says how its image stands.
-   * Page daemons go on and are waited for before the image is used again.
+   * A page daemon goes on as long as there is an agent to serve, and is waited for before the image is used again.
+   * @param rebooted an image counts only if it had reached stable storage
    */
-  async settle(spec: ComputerSpec, image: string | null): Promise<{ imageComplete: boolean; restored: boolean }> {
+  async settle(
+    spec: ComputerSpec,
+    image: string | null,
+    rebooted: boolean,
+  ): Promise<{ imageComplete: boolean; restored: boolean }> {
     if (image === null) return { imageComplete: false, restored: false }
     const dir = this.imageDir(spec, image)
-    const working = async () => (await runningCriu(this.options.data.root)).filter((criu) => criu.dir === dir)
-    for (;;) {
-      const busy = (await working()).filter((criu) => criu.operation !== 'lazy-pages')
-      if (busy.length === 0) break
-      await Bun.sleep(DRAIN_MS)
-    }
-    if ((await working()).length > 0) {
-      this.trackDraining(
-        spec.id,
-        (async () => {
-          while ((await working()).length > 0) await Bun.sleep(DRAIN_MS)
-          return true
-        })(),
+    const working = (lazy: boolean) =>
+      runningCriu(this.options.data.root).filter(
+        (criu) => criu.dir === dir && (criu.operation === 'lazy-pages') === lazy,
       )
+    const deadline = performance.now() + CRIU_TIMEOUT_MS
+    for (let busy = working(false); busy.length > 0; busy = working(false)) {
+      if (performance.now() > deadline) for (const { pid } of busy) killProcess(pid)
+      await Bun.sleep(SETTLE_POLL_MS)
     }
-    return { imageComplete: await isComplete(dir), restored: await isRestored(dir) }
+    if (!this.agentAlive(spec)) for (const { pid } of working(true)) killProcess(pid)
+    if (working(true).length > 0) {
+      const drained = (async () => {
+        while (working(true).length > 0) await Bun.sleep(SETTLE_POLL_MS)
+        return isDrained(dir)
+      })()
+      this.trackDraining(spec.id, drained)
+    }
+    const [complete, restored, synced] = await Promise.all([isComplete(dir), isRestored(dir), isSynced(dir)])
+    return { imageComplete: complete && (synced || !rebooted), restored }
   }
 
   private trackDraining(id: string, drained: Promise<boolean>): void {
@@ -380,6 +428,7 @@ export class Runtime {
     const name = objectName(spec.shortId)
     const leaf: Leaf = `${request.purpose}-${randomBytes(6).toString('hex')}`
     const started = performance.now()
+    this.cgroups.sweepCommands(name)
     const child = launcher.spawnCommand(this.launch, {
       argv: request.argv,
       env: request.env,
@@ -447,15 +496,30 @@ export class Runtime {
     return pid
   }
 
-  /** The computer's pid 1, also when a former orb started it. */
+  /** The computer's pid 1 once it is one: confined, in namespaces of its own. Also when a former orb started it. */
   private findInit(spec: ComputerSpec): number | null {
     const pids = this.cgroups.processes(objectName(spec.shortId), 'init')
     const known = this.inits.get(spec.id)
     if (known !== undefined && pids.includes(known)) return known
-    const found = pids.find((pid) => !launcher.isZombie(pid))
+    const found = pids.find(launcher.isComputerInit)
     if (found === undefined) return null
     this.inits.set(spec.id, found)
     return found
+  }
+}
+
+/** Enough for a thousand computers. */
+const INOTIFY_INSTANCES = 65_536
+const INOTIFY_WATCHES = 4_194_304
+
+/** Root inside is root outside: all agents, and orb itself, watch files on one account, whose default is 128. */
+function shareInotify(): void {
+  for (const [name, least] of [
+    ['max_user_instances', INOTIFY_INSTANCES],
+    ['max_user_watches', INOTIFY_WATCHES],
+  ] as const) {
+    const file = `/proc/sys/fs/inotify/${name}`
+    if (Number(readFileSync(file, 'utf8')) < least) writeFileSync(file, String(least))
   }
 }
 

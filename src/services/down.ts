@@ -38,7 +38,11 @@ export async function takeDown(settings: Settings): Promise<number | null> {
       [],
     )
     const computers = store.computers.all()
-    for (const computer of computers) await runtime.down(computer)
+    for (const computer of computers) {
+      await runtime.down(computer)
+      const image = store.agents.get(computer.id)?.image
+      if (image) await runtime.syncImage(computer, image)
+    }
     await runtime.stop()
     await notes.allDown()
     return computers.length

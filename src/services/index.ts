@@ -37,6 +37,9 @@ import { createOrbMetrics, createSystem } from './system.ts'
 import type { Services } from './types.ts'
 import { openVault } from './vault.ts'
 
+/** How often orb looks whether its firewall rules are still there. */
+const RULES_CHECK_MS = 60_000
+
 /** How many agents are looked after at once when orb starts. */
 const RECOVERIES_AT_ONCE = 8
 
@@ -195,11 +198,16 @@ export async function startServices(settings: Settings): Promise<RunningServices
   await runtime.removeStrays(new Set(store.computers.all().map((computer) => computer.id)))
   await recoverAgents(registry, boot)
 
+  const rules = setInterval(() => {
+    runtime.network.ensureRules().catch((error) => log('error', 'the rules of the computers cannot be made', { error }))
+  }, RULES_CHECK_MS)
+
   return {
     services,
     metrics,
     gateway,
     async stop(graceMs) {
+      clearInterval(rules)
       for (const life of registry.all()) life.ladder.stop()
       await proxy.stop(graceMs)
       await dns.stop()

@@ -45,6 +45,7 @@ test(
         argv: ['bash', '-c', command],
         env: { PATH: '/usr/bin:/bin' },
         cwd: '/',
+        purpose: 'exec',
         timeoutMs: 10_000,
         maxBytes: 1000,
       })

@@ -1,12 +1,14 @@
-import { afterAll, afterEach, beforeAll, expect, test } from 'bun:test'
-import { existsSync, readFileSync } from 'node:fs'
+import { afterAll, afterEach, beforeAll, expect, setDefaultTimeout, test } from 'bun:test'
+import { existsSync, readFileSync, readlinkSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Computer } from '../support/computer.ts'
 import { Gates, timesAsked } from '../support/gates.ts'
 import { type LlmServer, startLlmServer } from '../support/llm-server.ts'
-import { type Orb, startOrb } from '../support/orb.ts'
+import { type Orb, startOrb, TEST_TIMEOUT_MS } from '../support/orb.ts'
 import { until } from '../support/sweep.ts'
+
+setDefaultTimeout(TEST_TIMEOUT_MS)
 
 const ROUNDS = 20
 /** A dump and a restore of the test agent take about this long together: kills fall into all parts of both. */
@@ -38,8 +40,9 @@ const images = (computer: Computer): Promise<string[]> =>
 /** The test agents among its processes: never more than one. */
 const programs = (computer: Computer): number[] =>
   computer.agentProcesses().filter((pid) => {
-    const file = `/proc/${pid}/cmdline`
-    return existsSync(file) && readFileSync(file, 'utf8').startsWith('node\0agent.mjs')
+    // Not its command line: that is memory, which a restored process gets back page by page.
+    const exe = `/proc/${pid}/exe`
+    return existsSync(exe) && readlinkSync(exe).endsWith('/node')
   })
 
 test('an agent that was on disk when orb was killed wakes on promote with its state', async () => {
@@ -82,7 +85,7 @@ test('an agent that ran when orb was killed is found again, the same process and
   expect(computer.agentProcesses()).toEqual(before.pids)
   expect(await computer.state()).toEqual({ life: before.state.life, count: before.state.count + 1 })
   // It is watched as before.
-  await computer.sh('pkill -KILL -f agent.mjs')
+  await computer.sh('pkill -KILL -f "^node agent.mjs"')
   expect(await computer.waitForState('failed')).toMatchObject({ exit_code: 137 })
 })
 
@@ -102,7 +105,9 @@ test('an agent that was frozen when orb was killed runs on', async () => {
 test('an agent that ended while no orb was there is shown with its exit code', async () => {
   const computer = await orb.computer()
   await computer.deployScript('node', "process.on('SIGUSR2', () => process.exit(7)); setInterval(() => {}, 1000)")
-  const [pid] = computer.agentProcesses().filter((one) => readFileSync(`/proc/${one}/cmdline`, 'utf8').startsWith('node\0'))
+  const [pid] = computer
+    .agentProcesses()
+    .filter((one) => readFileSync(`/proc/${one}/cmdline`, 'utf8').startsWith('node\0'))
   await orb.kill9()
   process.kill(pid ?? 0, 'SIGUSR2')
   await until(() => computer.agentProcesses().length === 0)
@@ -129,6 +134,28 @@ test('a stop by SIGTERM leaves agents as they are, and takes no two orbs on one 
   await asleep.call('POST', '/agents/promote')
   expect(await awake.state()).toEqual({ life: before[0]?.life ?? '', count: (before[0]?.count ?? 0) + 1 })
   expect(await asleep.state()).toEqual({ life: before[1]?.life ?? '', count: (before[1]?.count ?? 0) + 1 })
+})
+
+test('orb down leaves the data alone, from which agents come back', async () => {
+  const asleep = await orb.computer()
+  await asleep.deployAgent()
+  const awake = await orb.computer()
+  await awake.deployAgent()
+  const before = [await asleep.state(), await awake.state()]
+  await asleep.call('POST', '/agents/demote')
+  await orb.terminate()
+  await orb.down()
+  expect(await orb.remains()).toEqual([])
+
+  await orb.restart()
+  expect((await asleep.call('POST', '/agents/promote')).json).toMatchObject({ status: 'promoted' })
+  expect(await asleep.state()).toEqual({ life: before[0]?.life ?? '', count: (before[0]?.count ?? 0) + 1 })
+  await asleep.expectStarts(1)
+  // What was in memory is started afresh, as after a reboot.
+  await awake.waitForState('running')
+  expect(await awake.lines('orb')).toContainEqual(expect.stringMatching(/recovery/))
+  expect(await until(async () => (await awake.get('agent/data/lives')).trim().split('\n').length === 2)).toBe(true)
+  expect((await awake.state()).life).not.toBe(before[1]?.life ?? '')
 })
 
 test('no kill at any moment of a demote or promote loses or doubles an agent', async () => {

@@ -1,10 +1,12 @@
-import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { existsSync, readFileSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { directory } from '../../src/api/cloud/schemas.ts'
 import type { Computer } from '../support/computer.ts'
-import { type Orb, startOrb } from '../support/orb.ts'
+import { type Orb, startOrb, TEST_TIMEOUT_MS } from '../support/orb.ts'
+
+setDefaultTimeout(TEST_TIMEOUT_MS)
 
 /** Limit of an upload (Orb Cloud contract §14.1). */
 const UPLOAD_BYTES = 209_715_200
@@ -45,10 +47,14 @@ describe('files of a computer', () => {
   })
 
   test('that are written anew keep owner and mode, and are replaced at once', async () => {
-    await computer.sh('useradd writer; echo old > /agent/data/kept; chown writer /agent/data/kept; chmod 750 /agent/data/kept')
+    await computer.sh(
+      'useradd writer; echo old > /agent/data/kept; chown writer /agent/data/kept; chmod 750 /agent/data/kept',
+    )
     await computer.put('agent/data/kept', 'new')
     expect(await computer.sh('stat -c "%U %a" /agent/data/kept; cat /agent/data/kept')).toBe('writer 750\nnew')
-    expect((await readdir(join(orb.dataDir, 'computers', computer.id))).filter((name) => name.includes('.part'))).toEqual([])
+    expect(
+      (await readdir(join(orb.dataDir, 'computers', computer.id))).filter((name) => name.includes('.part')),
+    ).toEqual([])
   })
 
   test('come with their parents, and a range of one is given', async () => {
@@ -64,13 +70,10 @@ describe('files of a computer', () => {
     ['PUT', 'agent/data', 409, 'is_a_directory'],
     ['PUT', 'etc/passwd/below', 409, 'not_a_directory'],
     ['PUT', '', 400, 'invalid_path'],
-    ['GET', 'agent/%2e%2e/etc/passwd', 400, 'invalid_path'],
-    ['GET', '%2e%2e/%2e%2e/etc/passwd', 400, 'invalid_path'],
     ['GET', '..%2f..%2fetc%2fpasswd', 400, 'invalid_path'],
     ['PUT', '..%2f..%2ftmp%2fescaped', 400, 'invalid_path'],
     ['GET', 'etc/passwd%00.txt', 400, 'invalid_path'],
     ['GET', '%ff', 400, 'invalid_path'],
-    ['GET', 'dev/null', 400, 'invalid_path'],
   ])('%s of %s is refused', async (method, path, status, error) => {
     const answer = await computer.call(method, `/files/${path}`, method === 'PUT' ? 'x' : undefined)
     expect([answer.status, answer.json['error']]).toEqual([status, error])
@@ -78,16 +81,24 @@ describe('files of a computer', () => {
     expect(existsSync('/tmp/escaped')).toBe(false)
   })
 
-  test('a dot-dot that is not encoded is refused as well, though most clients resolve it themselves', async () => {
-    const { hostname, port } = new URL(orb.url)
-    const request = `GET /v1/computers/${computer.id}/files/../../../etc/passwd HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${orb.key}\r\nConnection: close\r\n\r\n`
-    expect(await raw(hostname, Number(port), request)).toStartWith('HTTP/1.1 400')
+  test.each([
+    '../../../etc/passwd',
+    'agent/../etc/passwd',
+    '%2e%2e/etc/passwd',
+    'agent/%2E%2e/etc/passwd',
+    '.%2e/.%2e/etc/passwd',
+  ])('a path of %s is refused as it stands, though most clients resolve it themselves', async (path) => {
+    const request = `GET /v1/computers/${computer.id}/files/${path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${orb.key}\r\nConnection: close\r\n\r\n`
+    expect(await raw(request)).toStartWith('HTTP/1.1 400')
   })
 
-  test('pipes and sockets are refused, at once', async () => {
-    await computer.sh('mkfifo /agent/data/pipe')
-    const { status, json } = await computer.call('GET', '/files/agent/data/pipe')
-    expect([status, json['error']]).toEqual([400, 'invalid_path'])
+  test('pipes, devices and sockets are refused, at once', async () => {
+    await computer.sh('mkfifo /agent/data/pipe; mknod /agent/data/device c 1 3')
+    await computer.sh('python3 -c "import socket; socket.socket(socket.AF_UNIX).bind(\'/agent/data/socket\')"')
+    for (const name of ['pipe', 'device', 'socket']) {
+      const { status, json } = await computer.call('GET', `/files/agent/data/${name}`)
+      expect([name, status, json['error']]).toEqual([name, 400, 'invalid_path'])
+    }
   })
 })
 
@@ -96,7 +107,7 @@ describe('symbolic links', () => {
     ['an absolute one', '/etc/passwd'],
     ['one that climbs', '../../../../../../etc/passwd'],
     ['one through proc', '/proc/self/root/etc/passwd'],
-    ['one to a directory of the server', orbPath()],
+    ['one to a directory of the server', import.meta.dir],
   ])('are followed as the computer would, never out of it: %s', async (_, target) => {
     await computer.sh(`ln -sfn '${target}' /agent/data/link`)
     const { status, text } = await computer.call('GET', '/files/agent/data/link')
@@ -116,7 +127,8 @@ describe('symbolic links', () => {
 
   test('that a process swaps while files are read and written never lead out', async () => {
     await computer.sh('mkdir -p /agent/data/race/real && echo inside > /agent/data/race/real/passwd')
-    const script = 'cd /agent/data/race; while :; do rm -rf x; ln -s /etc x 2>/dev/null; rm -f x; ln -s ../../../../../../../../../etc x 2>/dev/null; rm -f x; mkdir x; echo inside > x/passwd; done'
+    const script =
+      'cd /agent/data/race; while :; do rm -rf x; ln -s /etc x 2>/dev/null; rm -f x; ln -s ../../../../../../../../../etc x 2>/dev/null; rm -f x; mkdir x; echo inside > x/passwd; done'
     await computer.sh(`(${script}) >/dev/null 2>&1 & disown`)
     const own = await computer.sh('cat /etc/passwd')
     for (let round = 0; round < RACE_ROUNDS; round++) {
@@ -132,6 +144,15 @@ describe('symbolic links', () => {
 })
 
 describe('large files', () => {
+  test.each([0, 100, 100_000, 3_000_000])('of %d bytes say how long they are', async (size) => {
+    await computer.put('agent/data/sized', new Uint8Array(size))
+    const whole = await computer.call('GET', '/files/agent/data/sized')
+    expect([whole.status, whole.headers.get('content-length')]).toEqual([200, String(size)])
+    if (size === 0) return
+    const part = await computer.call('GET', '/files/agent/data/sized', undefined, { range: 'bytes=-99' })
+    expect([part.status, part.headers.get('content-length')]).toEqual([206, '99'])
+  })
+
   test('of 200 MB go in and come out whole; a byte more is refused and nothing of it stays', async () => {
     const bytes = new Uint8Array(UPLOAD_BYTES)
     for (let at = 0; at < bytes.length; at += 4096) bytes[at] = (at / 4096) & 0xff
@@ -141,7 +162,6 @@ describe('large files', () => {
     const back = await fetch(`${orb.url}/v1/computers/${computer.id}/files/agent/data/large`, {
       headers: { authorization: `Bearer ${orb.key}` },
     })
-    expect(back.headers.get('content-length')).toBe(String(UPLOAD_BYTES))
     expect(Bun.SHA256.hash(await back.bytes(), 'hex')).toBe(hash)
 
     const announced = await computer.call('PUT', '/files/agent/data/larger', new Uint8Array(UPLOAD_BYTES + 1))
@@ -160,7 +180,9 @@ describe('large files', () => {
     )
     expect([chunked.status, chunked.json['error']]).toEqual([413, 'payload_too_large'])
     expect(await computer.sh('ls -A /agent/data | grep -c larger || true')).toBe('0\n')
-    expect(await computer.sh('du -sm / --exclude=/proc --exclude=/usr --exclude=/dev 2>/dev/null | cut -f1')).toMatch(/^2[0-3]\d\n$/)
+    expect(await computer.sh('du -sm / --exclude=/proc --exclude=/usr --exclude=/dev 2>/dev/null | cut -f1')).toMatch(
+      /^2[0-3]\d\n$/,
+    )
     await computer.sh('rm /agent/data/large')
   })
 })
@@ -183,18 +205,14 @@ test('reading and writing, lists, logs, configuration and exec never wake an age
   expect(await asleep.state()).toEqual({ life: before.life, count: before.count + 1 })
 })
 
-/** A place that only the server has. */
-function orbPath(): string {
-  return import.meta.dir
-}
-
 /** What the server says to these bytes, sent as they are. */
-function raw(hostname: string, port: number, request: string): Promise<string> {
+function raw(request: string): Promise<string> {
+  const { hostname, port } = new URL(orb.url)
   const { promise, resolve, reject } = Promise.withResolvers<string>()
   let text = ''
   Bun.connect({
     hostname,
-    port,
+    port: Number(port),
     socket: {
       open: (socket) => void socket.write(request),
       data: (_, bytes) => {

@@ -1,8 +1,10 @@
-import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { networkInterfaces } from 'node:os'
 import type { Computer } from '../support/computer.ts'
-import { type Orb, startOrb } from '../support/orb.ts'
+import { type Orb, startOrb, TEST_TIMEOUT_MS } from '../support/orb.ts'
+
+setDefaultTimeout(TEST_TIMEOUT_MS)
 
 /** What has no route fails within this (Orb Cloud contract §4, `network.outbound`). */
 const REFUSAL_S = 5
@@ -50,7 +52,9 @@ describe('of the server a computer sees', () => {
       rmSync(secret)
     }
     expect(await computer.sh(`ls -d ${orb.dataDir} /work /var/lib/orb 2>/dev/null | wc -l`)).toBe('0\n')
-    expect(await computer.sh('ls /etc/ssl/private /etc/ssh /etc/shadow- /etc/orb /root/.ssh 2>/dev/null | wc -l')).toBe('0\n')
+    expect(await computer.sh('ls /etc/ssl/private /etc/ssh /etc/shadow- /etc/orb /root/.ssh 2>/dev/null | wc -l')).toBe(
+      '0\n',
+    )
     expect(await computer.sh('cat /etc/machine-id 2>/dev/null | wc -c')).toBe('0\n')
     expect(await computer.sh('find /proc/1/root/ -maxdepth 1 -name work | wc -l')).toBe('0\n')
   })
@@ -66,7 +70,8 @@ describe('of the server a computer sees', () => {
 
   test('no environment of orb, also of its own pid 1', async () => {
     const environment = await computer.sh('cat /proc/[0-9]*/environ 2>/dev/null | tr "\\0" "\\n" | sort -u')
-    for (const name of ['ORB_DATA_DIR', 'ORB_SUBNET', 'ORB_ALLOW_PRIVATE', 'ORB_LISTEN']) expect(environment).not.toContain(name)
+    for (const name of ['ORB_DATA_DIR', 'ORB_SUBNET', 'ORB_ALLOW_PRIVATE', 'ORB_LISTEN'])
+      expect(environment).not.toContain(name)
   })
 
   test('no file descriptor of the server', async () => {
@@ -106,7 +111,7 @@ describe('root in a computer', () => {
     ['make a cgroup', 'mkdir /sys/fs/cgroup/mine'],
     ['change its network', 'ip address add 10.0.0.9/8 dev eth0 || ip link set eth0 down'],
     ['change firewall rules', 'nft add table inet mine'],
-    ['leave its root', 'python3 -c "import os; os.chroot(\'/proc/1/root/..\'); os.stat(\'/work\')"'],
+    ['leave its root', "python3 -c \"import os; os.chroot('/proc/1/root/..'); os.stat('/work')\""],
   ])('cannot %s', async (_, command) => {
     const { exit_code, stderr } = await computer.exec(command)
     // 127: the program is not there, which would show nothing.
@@ -144,7 +149,9 @@ describe('root in a computer', () => {
 
   test('may make users, give files away, and become somebody else', async () => {
     await computer.sh('useradd -m worker && touch /home/worker/file && chown worker:worker /home/worker/file')
-    expect(await computer.sh('su worker -c "id -un; touch /home/worker/own; touch /root/x 2>&1 || true"')).toStartWith('worker\n')
+    expect(await computer.sh('su worker -c "id -un; touch /home/worker/own; touch /root/x 2>&1 || true"')).toStartWith(
+      'worker\n',
+    )
     expect(await computer.sh('stat -c %U /home/worker/own /home/worker/file')).toBe('worker\nworker\n')
   })
 
@@ -182,7 +189,9 @@ except OSError as error:
 
   test('has a loopback of its own', async () => {
     expect(await connects('127.0.0.1', Number(new URL(orb.url).port))).toMatchObject({ open: false })
-    expect(await computer.sh('cat /sys/class/net/lo/operstate >/dev/null; ls /sys/class/net 2>/dev/null || true')).not.toContain('orb-')
+    expect(
+      await computer.sh('cat /sys/class/net/lo/operstate >/dev/null; ls /sys/class/net 2>/dev/null || true'),
+    ).not.toContain('orb-')
   })
 
   test('reaches no other port of the server, by any of its addresses', async () => {
@@ -201,19 +210,27 @@ except OSError as error:
     }
   })
 
-  test.each(['10.0.0.1', '172.16.0.1', '192.168.0.1', '100.64.0.1', '169.254.169.254', '0.0.0.0', 'fd00:ec2::254', '::1'])(
-    'reaches nothing at %s',
-    async (address) => {
-      const { open, seconds } = await connects(address, 80)
-      expect([open, seconds < REFUSAL_S]).toEqual([false, true])
-    },
-  )
+  test.each([
+    '10.0.0.1',
+    '172.16.0.1',
+    '192.168.0.1',
+    '100.64.0.1',
+    '169.254.169.254',
+    '0.0.0.0',
+    'fd00:ec2::254',
+    '::1',
+  ])('reaches nothing at %s', async (address) => {
+    const { open, seconds } = await connects(address, 80)
+    expect([open, seconds < REFUSAL_S]).toEqual([false, true])
+  })
 
   test('does not reach other computers', async () => {
     const address = (await neighbour.sh('hostname -I')).trim().split(' ')[0] ?? ''
     expect(address).toStartWith(orb.gateway.replace(/\.1$/, '.'))
     // Its agent listens on loopback alone: this port would be open to whoever gets there.
-    await neighbour.sh('(python3 -m http.server 8765 --bind 0.0.0.0 >/dev/null 2>&1 & disown); for i in $(seq 100); do curl -sf localhost:8765 >/dev/null && exit 0; sleep 0.1; done; exit 1')
+    await neighbour.sh(
+      '(python3 -m http.server 8765 --bind 0.0.0.0 >/dev/null 2>&1 & disown); for i in $(seq 100); do curl -sf localhost:8765 >/dev/null && exit 0; sleep 0.1; done; exit 1',
+    )
     const { open, seconds } = await connects(address, 8765)
     expect([open, seconds < REFUSAL_S]).toEqual([false, true])
   })

@@ -1,8 +1,10 @@
-import { afterAll, afterEach, beforeAll, describe, expect, test } from 'bun:test'
+import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import type { Computer } from '../support/computer.ts'
 import { Gates, timesAsked } from '../support/gates.ts'
 import { type LlmServer, startLlmServer } from '../support/llm-server.ts'
-import { type Orb, startOrb } from '../support/orb.ts'
+import { type Orb, startOrb, TEST_TIMEOUT_MS } from '../support/orb.ts'
+
+setDefaultTimeout(TEST_TIMEOUT_MS)
 
 /** Longer than in other suites: here the frozen state must be seen too. */
 const CHECKPOINT_AFTER_MS = 1_200

@@ -2,27 +2,26 @@
  * A real `orb serve` for the end-to-end tests, on a data directory and a subnet of its own: compiled where
  * `ORB_TEST_BINARY` names an executable, else from the sources. Needs root.
  */
-import { setDefaultTimeout } from 'bun:test'
 import { existsSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { z } from 'zod'
-import { computer as computerSchema, registered } from '../../src/api/cloud/schemas.ts'
+import { computerList, computer as computerSchema, registered } from '../../src/api/cloud/schemas.ts'
 import { Computer } from './computer.ts'
-import { computersIn, remains, sweep, sweepNetwork, until } from './sweep.ts'
+import { computersIn, networkRemains, remains, sweep, sweepNetwork, until } from './sweep.ts'
 
 /** A ladder short enough for tests, long enough that its rungs can be told apart. */
 export const FREEZE_AFTER_MS = 300
 export const CHECKPOINT_AFTER_MS = 800
 
-/** bun's own limit of 5 s a test is too short for suites that start real computers on a busy machine. */
-const TEST_TIMEOUT_MS = 90_000
+/** For `setDefaultTimeout`: bun's own 5 s a test are too short for suites that start real computers on a busy machine. */
+export const TEST_TIMEOUT_MS = 90_000
 const READY_TIMEOUT_MS = 30_000
+/** Lines of orb's log that a failure shows, requests left out. */
+const SHOWN_LOG_LINES = 40
 const STOP_TIMEOUT_MS = 20_000
 const MAIN = join(import.meta.dir, '../../src/main.ts')
-
-setDefaultTimeout(TEST_TIMEOUT_MS)
 
 export interface OrbOptions {
   env?: Record<string, string>
@@ -68,9 +67,12 @@ const anyOf = (from: number, to: number): number => from + Math.floor(Math.rando
 export class Orb {
   readonly gateway: string
   url = ''
+  /** Of the organisation that was registered last. */
   key = ''
   orgId = ''
+  email = ''
   private child: Child | null = null
+  private readonly keys: string[] = []
   readonly env: Record<string, string>
   private readonly command: string[]
   private readonly output: string[] = []
@@ -109,6 +111,11 @@ export class Orb {
     return this.output.join('')
   }
 
+  private get lastWords(): string {
+    const lines = this.log.split('\n').filter((line) => !line.includes(' info request '))
+    return lines.slice(-SHOWN_LOG_LINES).join('\n')
+  }
+
   get pid(): number {
     if (!this.child) throw new Error('orb does not run')
     return this.child.pid
@@ -121,7 +128,7 @@ export class Orb {
     void this.collect(child.stderr)
     const ready = await Promise.race([firstLine(child.stdout), Bun.sleep(READY_TIMEOUT_MS)])
     const url = /\bready: (\S+?),/.exec(ready ?? '')?.[1]
-    if (!url) throw new Error(`orb did not start: ${ready ?? 'no ready line'}\n${this.log}`)
+    if (!url) throw new Error(`orb did not start: ${ready ?? 'no ready line'}\n${this.lastWords}`)
     this.url = url
   }
 
@@ -150,12 +157,28 @@ export class Orb {
     throw new Error(`orb did not stop within ${STOP_TIMEOUT_MS} ms of SIGTERM`)
   }
 
+  /** `orb down`: takes everything but the data away. Orb must not run. */
+  async down(): Promise<void> {
+    const command = [...this.command, 'down']
+    const { exitCode, stderr } = Bun.spawnSync(command, { env: this.env, stderr: 'pipe', timeout: STOP_TIMEOUT_MS })
+    if (exitCode !== 0) throw new Error(`orb down ended with exit code ${exitCode}: ${stderr}`)
+  }
+
+  /** What of it is on the machine though orb has ended and should have left nothing, one line each. */
+  async remains(): Promise<string[]> {
+    const all = () => [...remains(this.dataDir, [...this.names]), ...networkRemains(this.gateway)]
+    await until(() => all().length === 0)
+    return all()
+  }
+
   /** Registers an organisation, whose key `call` then uses. */
   async register(email = `${crypto.randomUUID()}@example.com`): Promise<void> {
     const { json } = await this.call('POST', '/api/v1/auth/register', { email })
     const account = registered.parse(json)
+    this.keys.push(account.api_key)
     this.key = account.api_key
     this.orgId = account.org_id
+    this.email = account.email
   }
 
   /** Sends a request with the key of the organisation that was registered last, unless `headers` say otherwise. */
@@ -196,14 +219,13 @@ export class Orb {
   async stop(): Promise<void> {
     const problems: string[] = []
     try {
-      if (!this.child || this.child.exitCode !== null) await this.start()
+      if (!this.child || this.child.exitCode !== null || this.child.signalCode !== null) await this.start()
       for (const name of computersIn(this.dataDir)) this.names.add(name)
       await this.deleteComputers()
       const code = await this.terminate()
       if (code !== 0) problems.push(`orb ended with exit code ${code}`)
-      const names = [...this.names]
-      await until(() => remains(this.dataDir, names).length === 0)
-      problems.push(...remains(this.dataDir, names).map((thing) => `left behind: ${thing}`))
+      await this.down()
+      problems.push(...(await this.remains()).map((thing) => `left behind: ${thing}`))
     } catch (thrown) {
       problems.push(thrown instanceof Error ? thrown.message : String(thrown))
     } finally {
@@ -212,17 +234,19 @@ export class Orb {
       sweepNetwork(this.gateway)
       await rm(this.dataDir, { recursive: true, force: true })
     }
-    if (problems.length > 0) throw new Error(`${problems.join('\n')}\n--- orb's log:\n${this.log}`)
+    if (problems.length > 0) throw new Error(`${problems.join('\n')}\n--- orb's log:\n${this.lastWords}`)
   }
 
   private async deleteComputers(): Promise<void> {
-    // Tests register several organisations; the directory names are the ids of all computers.
-    const { computers } = await this.ask(z.object({ computers: z.array(computerSchema) }), 'GET', '/v1/computers')
-    for (const { id } of computers) {
-      const { status, text } = await this.call('DELETE', `/v1/computers/${id}`)
-      if (status !== 200) throw new Error(`a computer could not be deleted: ${status} ${text}`)
-      if (existsSync(join(this.dataDir, 'computers', id)))
-        throw new Error(`computer ${id} was deleted, its directory stays`)
+    for (const key of this.keys) {
+      this.key = key
+      const { computers } = await this.ask(computerList, 'GET', '/v1/computers')
+      for (const { id } of computers) {
+        const { status, text } = await this.call('DELETE', `/v1/computers/${id}`)
+        if (status !== 200) throw new Error(`a computer could not be deleted: ${status} ${text}`)
+        if (existsSync(join(this.dataDir, 'computers', id)))
+          throw new Error(`computer ${id} is deleted, its directory stays`)
+      }
     }
   }
 

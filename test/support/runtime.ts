@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { unpackBundle } from '../../src/runtime/bundle.ts'
 import { addressNumber } from '../../src/runtime/network.ts'
 import { dataPaths } from '../../src/runtime/paths.ts'
-import { Runtime } from '../../src/runtime/runtime.ts'
+import { type ExecRequest, type ExecResult, Runtime, type RuntimeOptions } from '../../src/runtime/runtime.ts'
 import type { ComputerRow } from '../../src/store/types.ts'
 
 /** Subnets of tests: apart from the default one, and from each other when two runs meet. */
@@ -15,6 +15,8 @@ const PROXY_PORT = 10_000
 
 export interface TestRuntime extends AsyncDisposable {
   runtime: Runtime
+  /** What it was started with: another one on the same data directory is what comes after a crash of orb. */
+  options: RuntimeOptions
   dataDir: string
   /** A computer that exists from now on; it is gone after the test. */
   computer(over?: Partial<ComputerRow>): Promise<ComputerRow>
@@ -24,23 +26,22 @@ export interface TestRuntime extends AsyncDisposable {
  * A runtime on a data directory and a subnet of its own. Disposing of it takes everything away again: computers, mounts,
  * network, directory. Needs root. The base is the host's.
  */
-export async function startRuntime(): Promise<TestRuntime> {
+export async function startRuntime(proxyPort = PROXY_PORT): Promise<TestRuntime> {
   if (process.getuid?.() !== 0) throw new Error('this test needs root')
   const dataDir = await mkdtemp(join(tmpdir(), 'orb-test-'))
   const computers: ComputerRow[] = []
   const subnet = `10.${randomInt(FIRST_NET, LAST_NET)}.${randomInt(256)}.0`
-  const runtime = await Runtime.start(
-    {
-      data: dataPaths(dataDir),
-      files: await unpackBundle(dataDir),
-      base: 'host',
-      memoryMultiplier: 3,
-      network: { subnet: { base: addressNumber(subnet), bits: 24 }, proxyPort: PROXY_PORT, apiPort: null, allow: [] },
-    },
-    [],
-  )
+  const options: RuntimeOptions = {
+    data: dataPaths(dataDir),
+    files: await unpackBundle(dataDir),
+    base: 'host',
+    memoryMultiplier: 3,
+    network: { subnet: { base: addressNumber(subnet), bits: 24 }, proxyPort, apiPort: null, allow: [] },
+  }
+  const runtime = await Runtime.start(options, [])
   return {
     runtime,
+    options,
     dataDir,
     async computer(over = {}) {
       const id = randomUUID()
@@ -74,3 +75,23 @@ export async function startRuntime(): Promise<TestRuntime> {
     },
   }
 }
+
+const EXEC_TIMEOUT_MS = 20_000
+const EXEC_MAX_BYTES = 1024 * 1024
+
+/** Runs a shell command in a computer. */
+export const shell = (
+  runtime: Runtime,
+  spec: ComputerRow,
+  command: string,
+  over: Partial<ExecRequest> = {},
+): Promise<ExecResult> =>
+  runtime.exec(spec, {
+    argv: ['bash', '--norc', '-c', command],
+    env: { PATH: '/usr/bin:/bin', HOME: '/root', LC_ALL: 'C' },
+    cwd: '/agent/data',
+    purpose: 'exec',
+    timeoutMs: EXEC_TIMEOUT_MS,
+    maxBytes: EXEC_MAX_BYTES,
+    ...over,
+  })

@@ -40,15 +40,29 @@ export async function sweep(dataDir: string, names: string[]): Promise<void> {
   for (const path of mountsBelow(dataDir).reverse()) run('umount', '-l', path)
 }
 
-/** The rules and the address that all computers of an orb share. */
+/** The rules and the address that all computers of an orb share, as far as they are there. */
+export function networkRemains(gateway: string): string[] {
+  const table = tableOf(gateway)
+  const has = (...command: string[]) => Bun.spawnSync(command, { stderr: 'ignore' }).exitCode === 0
+  const addresses = Bun.spawnSync(['ip', '-o', 'address', 'show', 'dev', 'lo']).stdout.toString()
+  return [
+    ...(has('nft', 'list', 'table', 'inet', table) ? [`nftables table ${table}`] : []),
+    ...(addresses.includes(` ${gateway}/32 `) ? [`address ${gateway}`] : []),
+  ]
+}
+
 export function sweepNetwork(gateway: string): void {
+  run('nft', 'delete', 'table', 'inet', tableOf(gateway))
+  run('ip', 'address', 'delete', `${gateway}/32`, 'dev', 'lo')
+  for (const root of CGROUP_ROOTS) if (existsSync(root)) removeIfEmpty(root)
+}
+
+function tableOf(gateway: string): string {
   const hex = gateway
     .split('.')
     .map((part) => Number(part).toString(16).padStart(2, '0'))
     .join('')
-  run('nft', 'delete', 'table', 'inet', `orb_${hex}`)
-  run('ip', 'address', 'delete', `${gateway}/32`, 'dev', 'lo')
-  for (const root of CGROUP_ROOTS) if (existsSync(root)) removeIfEmpty(root)
+  return `orb_${hex}`
 }
 
 /** Resolves to whether `done` came true in time. */

@@ -175,8 +175,9 @@ static void copy_file(const char *from, const char *to)
 	char *data = slurp(in, &size);
 	close(in);
 	char temp[4096];
-	snprintf(temp, sizeof temp, "%s.%d", to, getpid());
-	int out = open(temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	/* Processes of several pid namespaces write here: a pid would not tell them apart. */
+	snprintf(temp, sizeof temp, "%s.XXXXXX", to);
+	int out = mkostemp(temp, O_CLOEXEC);
 	if (out < 0) return;
 	write_all(out, data, size);
 	close(out);
@@ -212,6 +213,19 @@ static int namespace_of(int pid, const char *kind)
 	char path[64];
 	snprintf(path, sizeof path, "/proc/%d/ns/%s", pid, kind);
 	return open_or_die(path);
+}
+
+/* A pid that is no computer's would lead back to the host. */
+static void refuse_own(int fd, const char *kind)
+{
+	char path[64];
+	struct stat theirs, own;
+	snprintf(path, sizeof path, "/proc/self/ns/%s", kind);
+	if (fstat(fd, &theirs) || stat(path, &own)) die("stat %s", path);
+	if (theirs.st_ino == own.st_ino) {
+		errno = EPERM;
+		die("the %s namespace is the host's", kind);
+	}
 }
 
 static void enter(int fd, int kind, const char *what)
@@ -411,6 +425,8 @@ static void enter_computer(const struct options *o)
 {
 	int net = namespace_of(o->init, "net"), pid = namespace_of(o->init, "pid"), uts = namespace_of(o->init, "uts");
 	int ipc = namespace_of(o->init, "ipc"), mnt = namespace_of(o->init, "mnt");
+	refuse_own(pid, "pid");
+	refuse_own(mnt, "mnt");
 	join_cgroups(o);
 	enter(net, CLONE_NEWNET, "network");
 	enter(uts, CLONE_NEWUTS, "uts");

@@ -58,6 +58,9 @@ export class Life {
   private readonly deletion = new AbortController()
   /** What the database holds; this process is its only writer. Undefined: not read yet. */
   private current: AgentRow | null | undefined
+  /** The removal of the image that the agent was last restored from. */
+  private dropping: Promise<void> = Promise.resolve()
+  private syncing: Promise<void> = Promise.resolve()
   private readonly waitingForRelease: (() => void)[] = []
 
   constructor(
@@ -82,6 +85,7 @@ export class Life {
   async settledDown(): Promise<void> {
     this.watcher?.close()
     await this.queue
+    await this.syncing
   }
 
   /** The row as it stands, transitions included. */
@@ -126,7 +130,10 @@ export class Life {
       if (this.deps.checkpointProblem) {
         throw new OrbError('checkpoint_unavailable', `this server cannot checkpoint: ${this.deps.checkpointProblem}`)
       }
-      return this.deps.slots.run('dump', () => this.dump(row, reason, still))
+      if (!(await this.deps.runtime.drained(this.computer)))
+        throw new OrbError('checkpoint_failed', 'the last restore is not whole')
+      await this.dropping
+      return this.deps.slots.run('dump', () => this.dump(this.settled(), reason, still))
     })
   }
 
@@ -161,27 +168,12 @@ export class Life {
     return this.serial(async () => {
       const { store } = this.deps
       const before = this.row()
-      const row: AgentRow = {
-        computerId: this.computer.id,
-        phase: 'starting',
-        generation: (before?.generation ?? 0) + 1,
-        pid: null,
-        image: null,
-        imageBytes: null,
-        startedAt: Date.now(),
-        exitCode: null,
-        stderrTail: null,
-        failureReason: null,
-        failureMessage: null,
-        sleepReason: null,
-        codeVersion,
-        llmOutstanding: false,
-        lastWakeMs: null,
-      }
+      const row = this.freshRow(before, codeVersion)
       store.transaction(() => {
         commit()
-        this.put(row)
+        store.agents.put(row)
       })
+      this.current = row
       if (before && before.phase !== 'failed') this.say(reason === 'recovery' ? 'lost its processes' : 'replaced')
       await this.clear(before)
       return this.spawn(row, reason)
@@ -202,6 +194,26 @@ export class Life {
     })
   }
 
+  private freshRow(before: AgentRow | null, codeVersion: string | null): AgentRow {
+    return {
+      computerId: this.computer.id,
+      phase: 'starting',
+      generation: (before?.generation ?? 0) + 1,
+      pid: null,
+      image: null,
+      imageBytes: null,
+      startedAt: Date.now(),
+      exitCode: null,
+      stderrTail: null,
+      failureReason: null,
+      failureMessage: null,
+      sleepReason: null,
+      codeVersion,
+      llmOutstanding: false,
+      lastWakeMs: null,
+    }
+  }
+
   /** The computer is being deleted: no transition will come any more. */
   async close(): Promise<void> {
     this.deletion.abort()
@@ -220,7 +232,8 @@ export class Life {
       await runtime.killCommands(this.computer, ['build'])
       const row = this.row()
       if (!row) return
-      const image = await runtime.settle(this.computer, row.image)
+      const image = await runtime.settle(this.computer, row.image, rebooted)
+      await runtime.removeOtherImages(this.computer, row.image)
       const exit = runtime.readExit(this.computer)
       const facts: Facts = {
         ...image,
@@ -237,15 +250,15 @@ export class Life {
         case 'adopt':
           runtime.network.unlock(this.computer.shortId)
           runtime.thawAgent(this.computer)
+          this.oomKillsBefore = runtime.oomKills(this.computer)
           this.save(row, {
             phase: 'running',
             generation: row.generation + 1,
             pid: runtime.agentPid(this.computer),
-            image: null,
-            imageBytes: null,
+            sleepReason: null,
           })
           this.watch()
-          if (row.image) this.background(this.dropImage(row.image))
+          if (row.image) this.dropImageLater(row.image)
           return
         case 'kill_and_sleep':
           await runtime.killAgent(this.computer)
@@ -253,14 +266,16 @@ export class Life {
         case 'sleep':
           return this.sleepOn(row)
         case 'ended':
+          await this.clear(row)
           return this.fail(row, exit && facts.exited ? exit.code : EXIT_KILLED, 'exit')
         case 'lost':
-          await runtime.killAgent(this.computer)
+          await this.clear(row)
           this.say('its checkpoint is not whole: it cannot be restored')
           return void this.save(row, {
             phase: 'failed',
             generation: row.generation + 1,
             pid: null,
+            image: null,
             failureReason: 'restore_failed',
             failureMessage: 'the checkpoint is not whole',
           })
@@ -269,12 +284,9 @@ export class Life {
           await this.clear(row)
           return this.forget()
         case 'respawn':
-          await runtime.killAgent(this.computer)
+          await this.clear(row)
           this.say('lost its processes, started afresh (recovery)')
-          await this.spawn(
-            { ...row, phase: 'starting', generation: row.generation + 1, startedAt: Date.now() },
-            'recovery',
-          ).catch((error) =>
+          await this.spawn(this.freshRow(row, row.codeVersion), 'recovery').catch((error) =>
             log('warn', 'agent could not be started again', { computer: this.computer.shortId, error }),
           )
       }
@@ -314,16 +326,11 @@ export class Life {
       llmOutstanding: this.ladder.outstanding > 0,
     })
     const begun = { ...row, generation }
+    let written: { bytes: number; durationMs: number }
     try {
       if (!wasFrozen) await runtime.freezeAgent(this.computer)
       this.ladder.fellAsleep()
-      const { bytes, durationMs } = await runtime.checkpoint(this.computer, image)
-      this.save(begun, { phase: 'checkpointed', pid: null, imageBytes: bytes, failureMessage: null })
-      this.ownImage = true
-      this.say(`checkpointed (${reason}), ${bytes} bytes in ${Math.round(durationMs)} ms`)
-      metrics.inc('orb_checkpoints_total', { kind: 'full', reason })
-      metrics.observe('orb_checkpoint_seconds', durationMs / 1000)
-      return { image, bytes, durationMs: Math.round(durationMs) }
+      written = await runtime.checkpoint(this.computer, image)
     } catch (thrown) {
       metrics.inc('orb_checkpoint_failures_total', { op: 'dump' })
       if (!runtime.agentAlive(this.computer)) {
@@ -341,6 +348,15 @@ export class Life {
       }
       throw new OrbError('checkpoint_failed', `${message}; the agent runs on`, {}, { cause: thrown })
     }
+    // The image is all that there is of the agent now. Should this fail, the next start finds the row as it stands.
+    const { bytes, durationMs } = written
+    this.ownImage = true
+    this.save(begun, { phase: 'checkpointed', pid: null, imageBytes: bytes, failureMessage: null })
+    this.say(`checkpointed (${reason}), ${bytes} bytes in ${Math.round(durationMs)} ms`)
+    this.syncLater(image)
+    metrics.inc('orb_checkpoints_total', { kind: 'full', reason })
+    metrics.observe('orb_checkpoint_seconds', durationMs / 1000)
+    return { image, bytes, durationMs: Math.round(durationMs) }
   }
 
   private async restore(row: AgentRow, reason: string): Promise<number> {
@@ -356,8 +372,6 @@ export class Life {
       this.save(begun, {
         phase: 'running',
         pid: runtime.agentPid(this.computer),
-        image: null,
-        imageBytes: null,
         sleepReason: null,
         failureReason: null,
         failureMessage: null,
@@ -370,7 +384,7 @@ export class Life {
       this.say(`restored (${reason}) in ${lastWakeMs} ms`)
       metrics.inc('orb_restores_total', { reason })
       metrics.observe('orb_restore_seconds', durationMs / 1000)
-      this.background(this.dropImage(image))
+      this.dropImageLater(image)
       return lastWakeMs
     } catch (thrown) {
       metrics.inc('orb_checkpoint_failures_total', { op: 'restore' })
@@ -386,28 +400,60 @@ export class Life {
     }
   }
 
+  /** Until it is on stable storage, a power cut would cost the agent what it has in memory. */
+  private syncLater(image: string): void {
+    this.syncing = this.deps.runtime
+      .syncImage(this.computer, image)
+      .catch((error) =>
+        log('error', 'a checkpoint is not on stable storage', { computer: this.computer.shortId, error }),
+      )
+  }
+
   /** The image goes once its last page is in. A page that cannot come any more is the end of the agent. */
+  private dropImageLater(image: string): void {
+    this.dropping = this.dropImage(image).catch((error) =>
+      log('error', 'a checkpoint could not be removed', { computer: this.computer.shortId, error }),
+    )
+  }
+
   private async dropImage(image: string): Promise<void> {
-    const whole = await this.deps.runtime.drained(this.computer)
-    if (whole) return this.deps.runtime.removeImage(this.computer, image)
-    await this.serial(async () => {
+    const { runtime } = this.deps
+    const whole = await runtime.drained(this.computer)
+    // Whoever started, stopped or checkpointed the agent meanwhile has looked after this image.
+    const isStillIts = () => {
       const row = this.row()
-      if (row?.phase !== 'running' || !this.deps.runtime.agentAlive(this.computer)) return
-      await this.deps.runtime.killAgent(this.computer)
-      this.say('restore failed: the page daemon ended before all memory was back')
-      this.save(row, {
-        phase: 'failed',
-        generation: row.generation + 1,
-        pid: null,
-        image,
-        failureReason: 'restore_failed',
-        failureMessage: 'the page daemon ended before all memory was back',
-      })
-    })
+      return row !== null && row.image === image && (row.phase === 'running' || row.phase === 'frozen') ? row : null
+    }
+    const row = isStillIts()
+    if (!row) return
+    if (whole || !runtime.agentAlive(this.computer)) {
+      await runtime.removeImage(this.computer, image)
+      const now = isStillIts()
+      if (now) this.save(now, { image: null, imageBytes: null })
+      return
+    }
+    this.background(
+      this.serial(async () => {
+        const now = isStillIts()
+        if (!now) return
+        const failureMessage = 'the page daemon ended before all memory was back'
+        this.save(now, {
+          phase: 'failed',
+          generation: now.generation + 1,
+          pid: null,
+          failureReason: 'restore_failed',
+          failureMessage,
+        })
+        await runtime.killAgent(this.computer)
+        this.deps.dropConnections(this.computer.id)
+        this.say(`restore failed: ${failureMessage}`)
+      }),
+    )
   }
 
   private async sleepOn(row: AgentRow): Promise<void> {
     this.save(row, { phase: 'checkpointed', generation: row.generation + 1, pid: null })
+    if (row.image) this.syncLater(row.image)
     if (!row.llmOutstanding) return
     // Its connection died with the orb that held it: it wakes, sees a reset, and its client library tries again.
     const awake = { ...row, generation: row.generation + 1 }
@@ -452,6 +498,7 @@ export class Life {
 
   private watch(): void {
     this.watcher?.close()
+    this.watcher = null
     this.watcher = this.deps.runtime.watchAgent(this.computer, () => {
       if (this.deps.runtime.agentAlive(this.computer)) return
       for (const resolve of this.ended.splice(0)) resolve()
@@ -477,6 +524,7 @@ export class Life {
   }
 
   private async fail(row: AgentRow, exitCode: number, failureReason: FailureReason): Promise<void> {
+    if (row.image) await this.deps.runtime.removeImage(this.computer, row.image)
     const tail = await stderrTail(this.logSource(), row.startedAt ?? 0)
     this.save(row, {
       phase: 'failed',
@@ -542,6 +590,7 @@ export class Life {
   }
 
   private serial<T>(work: () => Promise<T>): Promise<T> {
+    if (this.deletion.signal.aborted) return Promise.reject(new OrbError('not_found', 'no such computer'))
     this.busy++
     const turn = this.queue.then(work).finally(() => {
       this.busy--

@@ -82,8 +82,15 @@ describe('recover', () => {
   test('a whole image is never given up for a fresh start', () => {
     for (const phase of ['checkpointed', 'restoring'] as const) {
       for (const [other, facts] of EVERY) {
-        if (other === phase) expect(recover(phase, facts)).not.toBe('respawn')
+        if (other === phase && facts.imageComplete) expect(recover(phase, facts)).not.toBe('respawn')
       }
+    }
+  })
+
+  test('without a reboot an image that is not whole is a failure, never a fresh start', () => {
+    for (const phase of ['checkpointed', 'restoring'] as const) {
+      some(phase, { alive: false, imageComplete: false, rebooted: false, restored: false }, 'lost')
+      some(phase, { alive: false, imageComplete: false, rebooted: true, restored: false }, 'respawn')
     }
   })
 

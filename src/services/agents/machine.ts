@@ -43,7 +43,7 @@ export function decide(state: AgentState, wish: Wish, restoreFailed: boolean): D
 export interface Facts {
   /** Processes of its tree are there. */
   alive: boolean
-  /** The image named in the database is whole. */
+  /** The image named in the database is whole, and after a reboot was on stable storage. */
   imageComplete: boolean
   /** The last restore from it ran to its end. */
   restored: boolean
@@ -92,12 +92,15 @@ export function recover(phase: AgentPhase, facts: Facts): Recovery {
       return facts.rebooted && !facts.exited ? 'respawn' : 'ended'
     case 'checkpointed':
       if (facts.imageComplete) return facts.alive ? 'kill_and_sleep' : 'sleep'
-      return facts.alive ? 'adopt' : 'lost'
+      if (facts.alive) return 'adopt'
+      // A power cut that came before the image was on stable storage: it was as good as in RAM.
+      return facts.rebooted ? 'respawn' : 'lost'
     case 'restoring':
       if (facts.restored && facts.alive) return 'adopt'
       if (facts.alive) return facts.imageComplete ? 'kill_and_sleep' : 'lost'
       if (facts.restored && facts.exited) return 'ended'
-      return facts.imageComplete ? 'sleep' : 'lost'
+      if (facts.imageComplete) return 'sleep'
+      return facts.rebooted ? 'respawn' : 'lost'
   }
 }
 

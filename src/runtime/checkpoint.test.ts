@@ -1,0 +1,290 @@
+/* Agents to disk and back. Needs root. */
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from 'bun:test'
+import { cpSync, existsSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { z } from 'zod'
+import { TestServer, tableOf } from '../../test/support/network.ts'
+import { shell, startRuntime, type TestRuntime } from '../../test/support/runtime.ts'
+import { processesIn, until } from '../../test/support/sweep.ts'
+import type { ComputerRow } from '../store/types.ts'
+import { CriuError } from './criu.ts'
+import { runningCriu } from './criu-processes.ts'
+import { Runtime } from './runtime.ts'
+
+setDefaultTimeout(60_000)
+
+const WAIT_MS = 10_000
+const MIB = 1024 * 1024
+const IMAGE = '1'
+
+/**
+ * Counts the lines that come over its connection to the LLM proxy and says what it still has: its memory, a deleted file
+ * that is open, a child behind a pipe, a watched directory.
+ */
+const AGENT = `
+const { connect } = require('node:net'), fs = require('node:fs'), { spawn } = require('node:child_process')
+const [port, host, megabytes] = process.argv.slice(2)
+const memory = Buffer.alloc(megabytes << 20, 7)
+const intact = () => {
+  for (let at = 0; at < memory.length; at += 4096) if (memory[at] !== 7) return false
+  return true
+}
+const deleted = fs.openSync('/tmp/deleted', 'w+')
+fs.writeSync(deleted, 'still readable')
+fs.unlinkSync('/tmp/deleted')
+const child = spawn('sh', ['-c', 'cat | cat'])
+const watched = []
+fs.watch('/agent/data', (_, name) => watched.push(name))
+let count = 0
+const socket = connect(port, host, () => socket.write('"ready"\\n'))
+socket.on('error', (error) => console.log(error.code))
+socket.on('data', (data) => {
+  const told = data.toString().trim()
+  child.stdout.once('data', (piped) => {
+    const buffer = Buffer.alloc(14)
+    fs.readSync(deleted, buffer, 0, 14, 0)
+    socket.write(JSON.stringify({
+      told, count: ++count, memory: intact(), deleted: String(buffer),
+      piped: String(piped), watched: [...new Set(watched.splice(0))], pid: process.pid,
+    }) + '\\n')
+  })
+  child.stdin.write(told)
+})
+`
+const Answer = z.object({
+  told: z.string(),
+  count: z.number(),
+  memory: z.boolean(),
+  deleted: z.string(),
+  piped: z.string(),
+  watched: z.array(z.string()),
+  pid: z.number(),
+})
+
+let proxy: TestServer
+let orb: TestRuntime
+let computer: ComputerRow
+
+beforeAll(async () => {
+  proxy = new TestServer()
+  orb = await startRuntime(proxy.port)
+})
+beforeEach(async () => {
+  computer = await orb.computer()
+})
+afterEach(async () => {
+  await orb.runtime.down(computer)
+  await orb.runtime.erase(computer)
+})
+afterAll(async () => {
+  await orb?.[Symbol.asyncDispose]()
+  proxy[Symbol.dispose]()
+})
+
+async function eventually(done: () => boolean | Promise<boolean>, what: string): Promise<void> {
+  if (!(await until(done, WAIT_MS))) throw new Error(`did not come in time: ${what}`)
+}
+
+/** Starts the agent; what comes back tells it something and gives its answer. */
+async function startAgent(megabytes = 40) {
+  writeFileSync(join(orb.runtime.paths(computer).rootfs, 'agent/code/agent.js'), AGENT)
+  const known = proxy.peers.length
+  await orb.runtime.spawnAgent(computer, {
+    argv: ['node', 'agent.js', String(proxy.port), orb.runtime.network.gateway, String(megabytes)],
+    env: { PATH: '/usr/bin:/bin', UV_USE_IO_URING: '0' },
+    cwd: '/agent/code',
+  })
+  await eventually(() => proxy.peers[known]?.received === '"ready"\n', 'the agent’s connection')
+  const peer = proxy.peers[known]
+  if (!peer) throw new Error('no connection')
+  return {
+    peer,
+    tell: (text: string) => {
+      peer.received = ''
+      peer.write(`${text}\n`)
+    },
+    answer: async () => {
+      await eventually(() => peer.received.endsWith('\n'), 'the agent’s answer')
+      return Answer.parse(JSON.parse(peer.received))
+    },
+  }
+}
+
+const processes = () => processesIn(`orb-${computer.shortId}/agent`)
+const locked = async () =>
+  (await Bun.$`nft list set inet ${tableOf(orb.runtime.network.gateway)} locked`.text()).includes('elements')
+
+async function sleep(image = IMAGE): Promise<number> {
+  await orb.runtime.freezeAgent(computer)
+  return (await orb.runtime.checkpoint(computer, image)).bytes
+}
+
+describe('to disk and back', () => {
+  test('it keeps its memory, files, pipes, watches and its connection, again and again', async () => {
+    const { peer, tell, answer } = await startAgent()
+    tell('first')
+    const { pid } = await answer()
+    for (const [index, image] of ['1', '2', '3'].entries()) {
+      const bytes = await sleep(image)
+      expect(bytes).toBeGreaterThan(40 * MIB)
+      expect([processes(), orb.runtime.agentAlive(computer), await locked()]).toEqual([[], false, true])
+      expect(orb.runtime.agentMemory(computer)).toBeLessThan(4 * MIB)
+      // What comes while it sleeps.
+      tell(image)
+      await orb.runtime.restore(computer, image, false)
+      const same = { told: image, piped: image, memory: true, deleted: 'still readable', pid }
+      expect(await answer()).toMatchObject({ ...same, count: 2 * index + 2 })
+      await shell(orb.runtime, computer, `touch /agent/data/new-${image}`)
+      tell('watched?')
+      const { watched, count } = await answer()
+      expect(watched).toContain(`new-${image}`)
+      expect(count).toBe(2 * index + 3)
+      expect(await orb.runtime.drained(computer)).toBe(true)
+      await orb.runtime.removeImage(computer, image)
+      expect(existsSync(orb.runtime.imageDir(computer, image))).toBe(false)
+    }
+    expect([peer.closed, await locked()]).toEqual([false, false])
+  })
+
+  test('its end is known also after it was restored', async () => {
+    await startAgent(1)
+    await sleep()
+    await orb.runtime.restore(computer, IMAGE, false)
+    const pid = orb.runtime.agentPid(computer)
+    process.kill(pid ?? 0, 'SIGTERM')
+    await eventually(() => !orb.runtime.agentAlive(computer), 'the end')
+    expect(orb.runtime.readExit(computer)?.code).toBe(143)
+  })
+
+  test('commands beside it go on while it sleeps, with their network', async () => {
+    await startAgent(1)
+    const beside = shell(
+      orb.runtime,
+      computer,
+      'until [ -e /tmp/go ]; do sleep 0.02; done; ps axo args | grep -c "[a]gent.js"',
+    )
+    await sleep()
+    const { gateway } = orb.runtime.network
+    const call = `exec 3<>/dev/tcp/${gateway}/${proxy.port} && echo connected; touch /tmp/go`
+    expect((await shell(orb.runtime, computer, call)).stdout).toBe('connected\n')
+    expect((await beside).stdout).toBe('0\n')
+    expect(orb.runtime.agentAlive(computer)).toBe(false)
+  })
+
+  test('a reset proxy connection is told to the agent at once', async () => {
+    await startAgent(1)
+    await sleep()
+    await orb.runtime.restore(computer, IMAGE, true)
+    const log = join(orb.runtime.paths(computer).rootfs, 'var/log/orb/agent.log')
+    await eventually(() => readFileSync(log, 'utf8').includes('ECONNABORTED'), 'the reset')
+  })
+
+  test('an agent that is not there cannot be checkpointed', async () => {
+    expect(await orb.runtime.checkpoint(computer, IMAGE).catch((thrown) => thrown.message)).toBe(
+      'the agent has no process',
+    )
+    expect(existsSync(orb.runtime.imageDir(computer, IMAGE))).toBe(false)
+  })
+})
+
+describe('what fails', () => {
+  test('a dump: the agent is as it was, frozen, its connection open, nothing of the image left', async () => {
+    // A Unix socket whose other end is outside of the tree cannot be dumped.
+    const rootfs = orb.runtime.paths(computer).rootfs
+    writeFileSync(join(rootfs, 'tmp/listen.js'), "require('net').createServer().listen('/tmp/socket')")
+    await shell(
+      orb.runtime,
+      computer,
+      'node /tmp/listen.js >/dev/null 2>&1 & until [ -e /tmp/socket ]; do sleep 0.02; done',
+    )
+    writeFileSync(
+      join(rootfs, 'tmp/held.js'),
+      "require('net').connect('/tmp/socket', () => console.log('held')); setInterval(() => console.log('alive'), 50)",
+    )
+    await orb.runtime.spawnAgent(computer, { argv: ['node', '/tmp/held.js'], env: { PATH: '/usr/bin' }, cwd: '/' })
+    const log = join(rootfs, 'var/log/orb/agent.log')
+    await eventually(() => readFileSync(log, 'utf8').includes('held'), 'the socket')
+    const before = processes()
+    await orb.runtime.freezeAgent(computer)
+    const thrown = await orb.runtime.checkpoint(computer, IMAGE).catch((error) => error)
+    expect(thrown).toBeInstanceOf(CriuError)
+    expect(thrown.reason).not.toBe('criu gave no reason')
+    expect([processes(), orb.runtime.isFrozen(computer), await locked()]).toEqual([before, true, false])
+    expect(existsSync(orb.runtime.imageDir(computer, IMAGE))).toBe(false)
+    const said = readFileSync(log, 'utf8').length
+    orb.runtime.thawAgent(computer)
+    await eventually(() => readFileSync(log, 'utf8').length > said, 'that it goes on')
+  })
+
+  test.each(['core', 'pagemap', 'files'])(
+    'a restore from an image whose %s is cut: no process, the image kept',
+    async (kind) => {
+      const { tell, answer } = await startAgent(1)
+      await sleep()
+      const dir = orb.runtime.imageDir(computer, IMAGE)
+      const whole = `${dir}.whole`
+      cpSync(dir, whole, { recursive: true })
+      for (const name of readdirSync(dir).filter((file) => file.startsWith(kind))) truncateSync(join(dir, name), 20)
+      const thrown = await orb.runtime.restore(computer, IMAGE, false).catch((error) => error)
+      expect(thrown).toBeInstanceOf(CriuError)
+      await eventually(() => runningCriu(orb.dataDir).length === 0, 'the end of criu')
+      expect([processes(), orb.runtime.agentAlive(computer), await locked()]).toEqual([[], false, true])
+      expect(readdirSync(dir)).toEqual(expect.arrayContaining(readdirSync(whole)))
+      // And once the image is whole again, so is the agent.
+      cpSync(whole, dir, { recursive: true })
+      rmSync(whole, { recursive: true })
+      await orb.runtime.restore(computer, IMAGE, false)
+      tell('again')
+      expect(await answer()).toMatchObject({ told: 'again', count: 1, memory: true })
+    },
+  )
+
+  test('an image that is not there', async () => {
+    await expect(orb.runtime.restore(computer, 'none', false)).rejects.toThrow()
+    expect(orb.runtime.agentAlive(computer)).toBe(false)
+    await orb.runtime.removeImage(computer, 'none')
+  })
+})
+
+describe('an orb that is killed in the middle of a dump', () => {
+  test('leaves an image that the next one finds whole, with its connection locked', async () => {
+    const { peer, tell, answer } = await startAgent(300)
+    tell('before')
+    await answer()
+    const request = JSON.stringify({ options: orb.options, spec: computer, image: IMAGE })
+    const script = join(import.meta.dir, '../../test/support/checkpoint-child.ts')
+    const child = Bun.spawn([process.execPath, script, request], { stdout: 'pipe', stderr: 'inherit' })
+    const dir = orb.runtime.imageDir(computer, IMAGE)
+    while (
+      child.exitCode === null &&
+      !(existsSync(dir) && readdirSync(dir).some((name) => name.startsWith('pages-')))
+    ) {
+      await Bun.sleep(1)
+    }
+    child.kill('SIGKILL')
+    await child.exited
+    expect(await new Response(child.stdout).text()).toBe('')
+    const working = new Set(runningCriu(orb.dataDir).map((criu) => `${criu.operation} ${criu.dir}`))
+    expect([...working]).toEqual([`dump ${dir}`])
+    tell('while nobody is there')
+
+    const next = await Runtime.start(orb.options, [{ spec: computer, image: IMAGE }])
+    try {
+      expect(await next.settle(computer, IMAGE, false)).toEqual({ imageComplete: true, restored: false })
+      expect([next.agentAlive(computer), await locked()]).toEqual([false, true])
+      await next.restore(computer, IMAGE, false)
+      expect(await answer()).toMatchObject({ told: 'while nobody is there', count: 2, memory: true })
+      expect(await next.settle(computer, IMAGE, false)).toEqual({ imageComplete: true, restored: true })
+      expect(await next.drained(computer)).toBe(true)
+      expect(peer.closed).toBe(false)
+    } finally {
+      next.close()
+    }
+  })
+
+  test('nothing to settle is nothing', async () => {
+    const nothing = { imageComplete: false, restored: false }
+    expect(await orb.runtime.settle(computer, null, false)).toEqual(nothing)
+    expect(await orb.runtime.settle(computer, 'none', false)).toEqual(nothing)
+  })
+})

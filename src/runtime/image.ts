@@ -1,0 +1,116 @@
+import { existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { open, readdir, readFile, stat } from 'node:fs/promises'
+import { join } from 'node:path'
+import { z } from 'zod'
+import { log } from '../log.ts'
+import { errnoCode } from './libc.ts'
+import type { Connection } from './netlink.ts'
+
+/*
+ * A directory with the image of one agent: what criu wrote, what orb has to know without criu, and how each of criu's
+ * runs on it ended.
+ */
+
+/** Exit codes, written down by orb-init: they are there also when orb died meanwhile. */
+export const DUMP_RESULT = 'dump.result'
+export const RESTORE_RESULT = 'restore.result'
+export const PAGES_DRAINED = 'lazy.result'
+const SYNCED = 'synced'
+
+/** The dump ran to its end: only then is the image whole. */
+export const isComplete = async (dir: string): Promise<boolean> => (await resultOf(dir, DUMP_RESULT)) === 0
+
+/** The last restore ran to its end. */
+export const isRestored = async (dir: string): Promise<boolean> => (await resultOf(dir, RESTORE_RESULT)) === 0
+
+/** All pages of the last restore were handed over. */
+export const isDrained = async (dir: string): Promise<boolean> => (await resultOf(dir, PAGES_DRAINED)) === 0
+
+async function resultOf(dir: string, name: string): Promise<number | null> {
+  const text = await readFile(join(dir, name), 'utf8').catch(() => '')
+  return text.endsWith('\n') ? Number(text) : null
+}
+
+/** The image as a whole has reached stable storage. */
+export const isSynced = async (dir: string): Promise<boolean> => existsSync(join(dir, SYNCED))
+
+/** Waits until all of a whole image is on stable storage, and marks it. One that is removed meanwhile is no error. */
+export async function syncImage(dir: string): Promise<void> {
+  if (!(await isComplete(dir)) || (await isSynced(dir))) return
+  try {
+    for (const name of await readdir(dir)) await sync(join(dir, name))
+    await (await open(join(dir, SYNCED), 'w')).close()
+    await sync(dir)
+  } catch (thrown) {
+    if (errnoCode(thrown) !== 'ENOENT') throw thrown
+  }
+}
+
+async function sync(path: string): Promise<void> {
+  const handle = await open(path, 'r')
+  await handle.sync().finally(() => handle.close())
+}
+
+/** Bytes that criu wrote; 0 where they cannot be counted. */
+export async function imageBytes(dir: string): Promise<number> {
+  const names = await readdir(dir).catch(() => [])
+  const sizes = names
+    .filter((name) => name.endsWith('.img'))
+    .map((name) =>
+      stat(join(dir, name)).then(
+        (info) => info.size,
+        () => 0,
+      ),
+    )
+  return (await Promise.all(sizes)).reduce((sum, size) => sum + size, 0)
+}
+
+/** What orb has to know of an image without criu. */
+export interface ImageNotes {
+  /** Locked again before anything else after a start of orb. */
+  connections: Connection[]
+  /** /dev/shm held nothing and is not in the image. */
+  emptyShm: boolean
+}
+
+const NOTES = 'orb.json'
+
+const ADDRESS = z.array(z.number()).length(4)
+
+/** As the notes stand in the file: local address and port, remote address and port. */
+const STORED = z.object({
+  connections: z.array(z.tuple([ADDRESS, z.number(), ADDRESS, z.number()])),
+  emptyShm: z.boolean(),
+})
+
+export function writeNotes(dir: string, { connections, emptyShm }: ImageNotes): void {
+  const stored: z.input<typeof STORED> = {
+    connections: connections.map(({ local, remote }) => [
+      [...local.address],
+      local.port,
+      [...remote.address],
+      remote.port,
+    ]),
+    emptyShm,
+  }
+  writeFileSync(join(dir, `${NOTES}.part`), JSON.stringify(stored))
+  renameSync(join(dir, `${NOTES}.part`), join(dir, NOTES))
+}
+
+/** Those of an image that was never begun, or that a power cut took, are empty. */
+export function readNotes(dir: string): ImageNotes {
+  try {
+    if (!existsSync(join(dir, NOTES))) return { connections: [], emptyShm: false }
+    const stored = STORED.parse(JSON.parse(readFileSync(join(dir, NOTES), 'utf8')))
+    return {
+      connections: stored.connections.map(([local, localPort, remote, remotePort]) => ({
+        local: { address: Uint8Array.from(local), port: localPort },
+        remote: { address: Uint8Array.from(remote), port: remotePort },
+      })),
+      emptyShm: stored.emptyShm,
+    }
+  } catch (error) {
+    log('warn', 'the notes of a checkpoint cannot be read', { dir, error })
+    return { connections: [], emptyShm: false }
+  }
+}
