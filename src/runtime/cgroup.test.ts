@@ -297,7 +297,7 @@ describe('on this host', () => {
     start(name, 'build-f', 'exec sleep 60')
     await until(() => cgroups.isPopulated(name, 'build-f') && !cgroups.isPopulated(name, 'exec-e'))
     expect(cgroups.commands(name, ['exec', 'build']).toSorted()).toEqual(['build-f', 'exec-e'])
-    cgroups.sweepCommands(name)
+    cgroups.sweepCommands(name, new Set())
     expect(cgroups.commands(name, ['exec', 'build'])).toEqual(['build-f'])
   })
 

@@ -204,10 +204,11 @@ export class Cgroups {
     )
   }
 
-  /** Removes leaves whose last background process has ended. */
-  sweepCommands(name: string): void {
-    for (const leaf of this.commands(name, ['exec', 'build']))
-      if (!this.isPopulated(name, leaf)) this.removeLeaf(name, leaf)
+  /** Removes leaves whose last background process has ended; those in `inUse` may not have their first one yet. */
+  sweepCommands(name: string, inUse: ReadonlySet<Leaf>): void {
+    for (const leaf of this.commands(name, ['exec', 'build'])) {
+      if (!inUse.has(leaf) && !this.isPopulated(name, leaf)) this.removeLeaf(name, leaf)
+    }
   }
 
   /** Removes an empty leaf; one that still has processes stays. */

@@ -110,6 +110,14 @@ export class Netlink {
   }
 }
 
+function ignoringMissing(ask: () => void): void {
+  try {
+    ask()
+  } catch (thrown) {
+    if (!(thrown instanceof Errno) || thrown.errno !== constants.errno.ENOENT) throw thrown
+  }
+}
+
 const CLONE_NEWNET = 0x40000000
 
 /** linux/netlink.h */
@@ -152,11 +160,9 @@ export class NftSets {
 
   /** An element that is not there is no error, but then none of the others is removed either. */
   remove(set: string, keys: Uint8Array[]): void {
-    try {
+    ignoringMissing(() => {
       for (const part of parts(keys)) this.change(NFT_MSG_DELSETELEM, 0, set, part)
-    } catch (thrown) {
-      if (!(thrown instanceof Errno) || thrown.errno !== constants.errno.ENOENT) throw thrown
-    }
+    })
   }
 
   close(): void {
@@ -238,14 +244,12 @@ export class SocketDiag {
     const request = diagRequest(AF_INET, ALL_STATES, connectionId(local, remote))
     this.netlink.send(message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, sequence, request))
     let found: bigint | null = null
-    try {
+    ignoringMissing(() =>
       this.netlink.receive(sequence, (_, body) => {
         found = cgroupAttribute(body)
         return true
-      })
-    } catch (thrown) {
-      if (!(thrown instanceof Errno) || thrown.errno !== constants.errno.ENOENT) throw thrown
-    }
+      }),
+    )
     return found
   }
 
@@ -266,7 +270,8 @@ export class SocketDiag {
       const sequence = this.netlink.nextSequence()
       const request = diagRequest(family, ALL_STATES, id)
       this.netlink.send(message(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, sequence, request))
-      this.netlink.receive(sequence)
+      // One that has ended by itself meanwhile is as good as reset.
+      ignoringMissing(() => this.netlink.receive(sequence))
     }
     return doomed.length
   }

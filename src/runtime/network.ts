@@ -265,6 +265,11 @@ table inet ${table} {
   chain locked_in { type filter hook prerouting priority raw; policy accept; ip saddr . tcp sport . ip daddr . tcp dport @locked drop; }
   chain locked_out { type filter hook output priority raw; policy accept; ip daddr . tcp dport . ip saddr . tcp sport @locked drop; }
 
+  chain refuse {
+    meta l4proto tcp reject with tcp reset
+    reject with icmpx admin-prohibited
+  }
+
   chain from_computer {
     ct state established,related accept
     ip daddr . tcp dport { ${ports
@@ -276,7 +281,7 @@ table inet ${table} {
     ip daddr ${this.gateway} icmp type echo-request accept
     ip daddr @allowed accept
     ip saddr . ip daddr . tcp dport @permitted accept
-    reject with icmpx admin-prohibited
+    goto refuse
   }
 
   chain input {
@@ -291,14 +296,14 @@ table inet ${table} {
     ip daddr . tcp dport . ip saddr . tcp sport @locked drop
     iifname "orb-*" meta nfproto ipv6 drop
     ip daddr ${subnet} oifname "orb-*" ct state established,related accept
-    ip daddr ${subnet} oifname "orb-*" reject with icmpx admin-prohibited
+    ip daddr ${subnet} oifname "orb-*" goto refuse
     iifname != "orb-*" return
     ip saddr != ${subnet} return
     ct state established,related accept
     ip daddr @allowed accept
     ip saddr . ip daddr . tcp dport @permitted accept
-    ip daddr @private reject with icmpx admin-prohibited
-    ip daddr ${subnet} reject with icmpx admin-prohibited
+    ip daddr @private goto refuse
+    ip daddr ${subnet} goto refuse
   }
 
   chain outward {

@@ -4,8 +4,8 @@ import { existsSync, statSync } from 'node:fs'
 import { shell, startRuntime, type TestRuntime } from '../../test/support/runtime.ts'
 import { processesIn, remains, until } from '../../test/support/sweep.ts'
 import type { ComputerRow } from '../store/types.ts'
+import type { ExecRequest } from './commands.ts'
 import { mountPoints } from './disk.ts'
-import type { ExecRequest } from './runtime.ts'
 
 setDefaultTimeout(60_000)
 

@@ -1,4 +1,3 @@
-import { randomBytes } from 'node:crypto'
 import { existsSync, type FSWatcher, readFileSync, statfsSync, writeFileSync } from 'node:fs'
 import { mkdir, readdir, rm, writeFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
@@ -6,7 +5,8 @@ import { join } from 'node:path'
 import { log } from '../log.ts'
 import { type Base, baseNamed, prepareBase, prepareDevices } from './base.ts'
 import type { RuntimeFiles } from './bundle.ts'
-import { Cgroups, type Leaf, type Purpose } from './cgroup.ts'
+import { Cgroups, type Purpose } from './cgroup.ts'
+import { Commands, type ExecRequest, type ExecResult } from './commands.ts'
 import { type ComputerSpec, killLeaf, limitsOf, shmBytes, until } from './computer.ts'
 import { Criu, type CriuTarget, killProcess } from './criu.ts'
 import { runningCriu } from './criu-processes.ts'
@@ -15,7 +15,6 @@ import { imageBytes, isComplete, isDrained, isRestored, isSynced, readNotes, syn
 import { installPid1, readExit } from './inside.ts'
 import * as launcher from './launcher.ts'
 import { Network, type NetworkOptions } from './network.ts'
-import { Tail } from './output.ts'
 import { type ComputerPaths, computerPaths, type DataPaths, objectName } from './paths.ts'
 import { seccompFilter } from './seccomp.ts'
 
@@ -26,26 +25,6 @@ export interface RuntimeOptions {
   base: string
   memoryMultiplier: number
   network: NetworkOptions
-}
-
-export interface ExecRequest {
-  argv: string[]
-  env: Record<string, string>
-  cwd: string
-  purpose: Purpose
-  timeoutMs: number
-  /** Kept of each stream: its last bytes. */
-  maxBytes: number
-}
-
-export interface ExecResult {
-  /** 124 after a timeout, 128 + n after signal n. */
-  exitCode: number
-  stdout: string
-  stderr: string
-  truncated: boolean
-  timedOut: boolean
-  durationMs: number
 }
 
 export interface AgentStart {
@@ -62,10 +41,6 @@ const CRIU_TIMEOUT_MS = 30_000
 /** 20 MB/s */
 const SLOWEST_DISK_BYTES_PER_MS = 20_000
 const SETTLE_POLL_MS = 50
-/** Exit code of a command that ran out of time, as timeout(1) has it. */
-const EXIT_TIMEOUT = 124
-/** How long output that is in the pipes already is waited for once the shell has ended. */
-const DRAIN_MS = 100
 
 /**
  * Computers as the kernel sees them: disk, root, network, cgroup, processes. It knows what is there, not what should be:
@@ -79,6 +54,7 @@ export class Runtime {
   private readonly draining = new Map<string, Promise<boolean>>()
   private readonly criu: Criu
   private readonly launch: launcher.LauncherFiles
+  private readonly beside: Commands
 
   private constructor(
     private readonly options: RuntimeOptions,
@@ -91,6 +67,7 @@ export class Runtime {
     const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
     this.criu = new Criu(options.files, join(run, `criu.kdat.${boot}.${options.files.criuVersion}`))
     this.launch = { init: options.files.init, seccomp: join(run, 'seccomp') }
+    this.beside = new Commands(cgroups, this.launch)
   }
 
   /** @param asleep agents that are on disk, by image: their connections stay locked from the first moment on */
@@ -420,45 +397,12 @@ export class Runtime {
   /* ---- commands beside the agent ---- */
 
   /**
-   * Runs a command in the computer. Returns when it ends, even if a child it left behind holds its output; after the
-   * timeout the command and all its children are killed. Calls may overlap. @throws Error when it could not be started
+   * Runs a command in the computer. Calls may overlap.
+   * @throws Error when the computer cannot be brought up
    */
   async exec(spec: ComputerSpec, request: ExecRequest): Promise<ExecResult> {
     await this.up(spec)
-    const name = objectName(spec.shortId)
-    const leaf: Leaf = `${request.purpose}-${randomBytes(6).toString('hex')}`
-    const started = performance.now()
-    this.cgroups.sweepCommands(name)
-    const child = launcher.spawnCommand(this.launch, {
-      argv: request.argv,
-      env: request.env,
-      cwd: request.cwd,
-      cgroups: this.cgroups.joinFiles(name, leaf),
-      initPid: this.initPid(spec),
-    })
-    let timedOut = false
-    const timer = setTimeout(() => {
-      timedOut = true
-      this.cgroups.kill(name, leaf)
-    }, request.timeoutMs)
-    const [stdout, stderr] = [new Tail(request.maxBytes), new Tail(request.maxBytes)]
-    const reading = Promise.all([collect(child.stdout, stdout), collect(child.stderr, stderr)])
-    const exitCode = await child.exited
-    clearTimeout(timer)
-    await Promise.race([reading, Bun.sleep(DRAIN_MS)])
-    const result: ExecResult = {
-      exitCode: timedOut ? EXIT_TIMEOUT : exitCode,
-      stdout: stdout.text(),
-      stderr: stderr.text(),
-      truncated: stdout.truncated || stderr.truncated,
-      timedOut,
-      durationMs: Math.round(performance.now() - started),
-    }
-    stdout.close()
-    stderr.close()
-    // A leaf whose background processes live on goes with /restart or the computer.
-    this.cgroups.removeLeaf(name, leaf)
-    return result
+    return this.beside.run(objectName(spec.shortId), this.initPid(spec), request)
   }
 
   /* ---- who is calling ---- */
@@ -527,9 +471,4 @@ function shareInotify(): void {
 function isEmptyShm(pid: number): boolean {
   const { blocks, bfree, files, ffree } = statfsSync(`/proc/${pid}/root/dev/shm`)
   return blocks === bfree && files - ffree === 1
-}
-
-/** Reads to the end; what comes after `close` is thrown away, so that a writer left behind is not ended by a full pipe. */
-async function collect(stream: ReadableStream<Uint8Array>, tail: Tail): Promise<void> {
-  for await (const chunk of stream) tail.push(chunk)
 }

@@ -1,5 +1,5 @@
 import { expect, test } from 'bun:test'
-import type { ExecRequest, ExecResult } from '../runtime/runtime.ts'
+import type { ExecRequest, ExecResult } from '../runtime/commands.ts'
 import type { ComputerRow } from '../store/types.ts'
 import { createExec } from './exec.ts'
 import type { Principal } from './types.ts'

@@ -180,8 +180,9 @@ describe('logs', () => {
     const computer = await orb.computer()
     await computer.deployScript(
       'node',
-      "let n = 0; process.on('SIGUSR2', () => console.log('tick ' + ++n)); setInterval(() => {}, 1000)",
+      "let n = 0; process.on('SIGUSR2', () => console.log('tick ' + ++n)); setInterval(() => {}, 1000); console.log('listening')",
     )
+    await computer.waitForLine((line) => line === 'listening')
     const stop = new AbortController()
     const response = await fetch(`${orb.url}/v1/computers/${computer.id}/logs?follow=1`, {
       headers: { authorization: `Bearer ${orb.key}` },

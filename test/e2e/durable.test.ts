@@ -104,7 +104,11 @@ test('an agent that was frozen when orb was killed runs on', async () => {
 
 test('an agent that ended while no orb was there is shown with its exit code', async () => {
   const computer = await orb.computer()
-  await computer.deployScript('node', "process.on('SIGUSR2', () => process.exit(7)); setInterval(() => {}, 1000)")
+  await computer.deployScript(
+    'node',
+    "process.on('SIGUSR2', () => process.exit(7)); setInterval(() => {}, 1000); console.log('listening')",
+  )
+  await computer.waitForLine((line) => line === 'listening')
   const [pid] = computer
     .agentProcesses()
     .filter((one) => readFileSync(`/proc/${one}/cmdline`, 'utf8').startsWith('node\0'))

@@ -3,9 +3,10 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { unpackBundle } from '../../src/runtime/bundle.ts'
+import type { ExecRequest, ExecResult } from '../../src/runtime/commands.ts'
 import { addressNumber } from '../../src/runtime/network.ts'
 import { dataPaths } from '../../src/runtime/paths.ts'
-import { type ExecRequest, type ExecResult, Runtime, type RuntimeOptions } from '../../src/runtime/runtime.ts'
+import { Runtime, type RuntimeOptions } from '../../src/runtime/runtime.ts'
 import type { ComputerRow } from '../../src/store/types.ts'
 
 /** Subnets of tests: apart from the default one, and from each other when two runs meet. */

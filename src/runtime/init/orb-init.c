@@ -591,7 +591,7 @@ static int criu(struct options *o)
 
 /* ---- an agent's pid 1 --------------------------------------------------------------------------------------------- */
 
-static volatile sig_atomic_t child_ended, forward;
+static volatile sig_atomic_t child_ended, forward[NSIG];
 static int log_fd = -1;
 static long log_size;
 
@@ -610,7 +610,7 @@ static void on_child(int number)
 
 static void on_signal(int number)
 {
-	forward = number;
+	forward[number] = 1;
 }
 
 static void open_log(void)
@@ -745,9 +745,11 @@ static int pid1(char **argv)
 			if (set[0].revents && !take(&out)) out.fd = -1;
 			if (set[1].revents && !take(&err)) err.fd = -1;
 		}
-		if (forward) {
-			kill(child, forward);
-			forward = 0;
+		/* More than one can have come: the next one must not take the place of the last. */
+		for (int number = 1; number < NSIG; number++) {
+			if (!forward[number]) continue;
+			forward[number] = 0;
+			kill(child, number);
 		}
 		if (!child_ended) continue;
 		child_ended = 0;

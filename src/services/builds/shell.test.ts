@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'bun:test'
-import type { ExecRequest, ExecResult } from '../../runtime/runtime.ts'
+import type { ExecRequest, ExecResult } from '../../runtime/commands.ts'
 import type { ComputerRow } from '../../store/types.ts'
 import { BuildShell, Cancelled, lastBytes, OUTPUT_BYTES, OutOfTime } from './shell.ts'
 

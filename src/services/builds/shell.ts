@@ -1,4 +1,5 @@
-import type { ExecResult, Runtime } from '../../runtime/runtime.ts'
+import type { ExecResult } from '../../runtime/commands.ts'
+import type { Runtime } from '../../runtime/runtime.ts'
 import type { ComputerRow } from '../../store/types.ts'
 import type { Environment } from '../environment.ts'
 

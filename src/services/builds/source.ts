@@ -1,4 +1,4 @@
-import type { ExecResult } from '../../runtime/runtime.ts'
+import type { ExecResult } from '../../runtime/commands.ts'
 import type { Environment } from '../environment.ts'
 import { sameRepository } from './git.ts'
 import { type BuildShell, lastBytes, OutOfTime } from './shell.ts'

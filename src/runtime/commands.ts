@@ -1,0 +1,89 @@
+import { randomBytes } from 'node:crypto'
+import type { Cgroups, Leaf, Purpose } from './cgroup.ts'
+import { type LauncherFiles, spawnCommand } from './launcher.ts'
+import { Tail } from './output.ts'
+
+export interface ExecRequest {
+  argv: string[]
+  env: Record<string, string>
+  cwd: string
+  purpose: Purpose
+  timeoutMs: number
+  /** Kept of each stream: its last bytes. */
+  maxBytes: number
+}
+
+export interface ExecResult {
+  /** 124 after a timeout, 128 + n after signal n, 125 if it could not be started. */
+  exitCode: number
+  stdout: string
+  stderr: string
+  truncated: boolean
+  timedOut: boolean
+  durationMs: number
+}
+
+/** Exit code of a command that ran out of time, as timeout(1) has it. */
+const EXIT_TIMEOUT = 124
+/** How long output that is in the pipes already is waited for once the shell has ended. */
+const DRAIN_MS = 100
+
+/** Commands beside the agents, each in a cgroup of its own, so that it can be killed with all its children. */
+export class Commands {
+  /** Their cgroups may not have a process yet, or any more. */
+  private readonly running = new Set<Leaf>()
+
+  constructor(
+    private readonly cgroups: Cgroups,
+    private readonly files: LauncherFiles,
+  ) {}
+
+  /**
+   * Runs a command in the computer whose cgroup is `name` and whose pid 1 is `initPid` on the host. Returns when it ends,
+   * even if a child it left behind holds its output; after the timeout it is killed with all its children.
+   */
+  async run(name: string, initPid: number, request: ExecRequest): Promise<ExecResult> {
+    const leaf: Leaf = `${request.purpose}-${randomBytes(6).toString('hex')}`
+    this.running.add(leaf)
+    try {
+      this.cgroups.sweepCommands(name, this.running)
+      return await this.runIn(name, leaf, initPid, request)
+    } finally {
+      this.running.delete(leaf)
+      // One whose background processes live on goes with /restart, the computer, or a later command.
+      this.cgroups.removeLeaf(name, leaf)
+    }
+  }
+
+  private async runIn(name: string, leaf: Leaf, initPid: number, request: ExecRequest): Promise<ExecResult> {
+    const { argv, env, cwd, timeoutMs, maxBytes } = request
+    const started = performance.now()
+    const child = spawnCommand(this.files, { argv, env, cwd, cgroups: this.cgroups.joinFiles(name, leaf), initPid })
+    let timedOut = false
+    const timer = setTimeout(() => {
+      timedOut = true
+      this.cgroups.kill(name, leaf)
+    }, timeoutMs)
+    const [stdout, stderr] = [new Tail(maxBytes), new Tail(maxBytes)]
+    const reading = Promise.all([collect(child.stdout, stdout), collect(child.stderr, stderr)])
+    const exitCode = await child.exited
+    clearTimeout(timer)
+    await Promise.race([reading, Bun.sleep(DRAIN_MS)])
+    const result: ExecResult = {
+      exitCode: timedOut ? EXIT_TIMEOUT : exitCode,
+      stdout: stdout.text(),
+      stderr: stderr.text(),
+      truncated: stdout.truncated || stderr.truncated,
+      timedOut,
+      durationMs: Math.round(performance.now() - started),
+    }
+    stdout.close()
+    stderr.close()
+    return result
+  }
+}
+
+/** Reads to the end; what comes after `close` is thrown away, so that a writer left behind is not ended by a full pipe. */
+async function collect(stream: ReadableStream<Uint8Array>, tail: Tail): Promise<void> {
+  for await (const chunk of stream) tail.push(chunk)
+}
