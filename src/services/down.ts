@@ -7,7 +7,7 @@ import { lockFile } from '../runtime/lock.ts'
 import { dataPaths } from '../runtime/paths.ts'
 import { Runtime } from '../runtime/runtime.ts'
 import { openStore } from '../store/store.ts'
-import { AGENT_PORT } from './agents/life.ts'
+import { AGENT_PORT } from './agents/machine.ts'
 import { BootNotes } from './boot.ts'
 import { networkOf } from './computers.ts'
 

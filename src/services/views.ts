@@ -2,8 +2,7 @@ import type { Settings } from '../config.ts'
 import type { Store } from '../store/store.ts'
 import type { AgentRow, ComputerRow } from '../store/types.ts'
 import { isoTime, isoTimeOrNull } from '../time.ts'
-import { AGENT_PORT } from './agents/life.ts'
-import { isLive, shownState } from './agents/machine.ts'
+import { AGENT_PORT, isLive, shownState } from './agents/machine.ts'
 import type { AgentView, ComputerStatus, ComputerView } from './types.ts'
 
 /** Name of a computer below the base domain, and its URL with scheme and port of the API's own. */

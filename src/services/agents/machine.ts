@@ -1,3 +1,4 @@
+import { OrbError } from '../../errors.ts'
 import type { AgentPhase, AgentRow, AgentState } from '../../store/types.ts'
 
 /**
@@ -38,6 +39,13 @@ export function decide(state: AgentState, wish: Wish, restoreFailed: boolean): D
   if (state === 'failed' && wish === 'wake' && restoreFailed) return RESTORE
   return DECISIONS[state][wish]
 }
+
+/** The LLM proxy's port on the gateway: what the API calls an agent's `port`. */
+export const AGENT_PORT = 10_000
+
+/** The answer to a wish that takes a live agent (Orb Cloud contract §7.4). */
+export const agentFailed = (verb: 'demote' | 'promote'): OrbError =>
+  new OrbError('agent_failed', `agent ${AGENT_PORT} has failed — cannot ${verb}`)
 
 /** What of the kernel and the disk a start of orb finds for an agent. */
 export interface Facts {

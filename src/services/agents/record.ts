@@ -1,0 +1,89 @@
+import { OrbError } from '../../errors.ts'
+import { appendOrbLine } from '../../runtime/log-file.ts'
+import type { LogSource } from '../../runtime/logs.ts'
+import type { ComputerPaths } from '../../runtime/paths.ts'
+import type { AgentRepository } from '../../store/agents.ts'
+import type { AgentRow, ComputerRow } from '../../store/types.ts'
+
+/** What is written down of one agent: its row in the database, and orb's lines in its log. */
+export class AgentRecord {
+  /** What the database holds; this process is its only writer. Undefined: not read yet. */
+  private current: AgentRow | null | undefined
+
+  constructor(
+    private readonly agents: AgentRepository,
+    private readonly computer: ComputerRow,
+    private readonly paths: ComputerPaths,
+  ) {}
+
+  /** As it stands, transitions included. */
+  row(): AgentRow | null {
+    if (this.current === undefined) this.current = this.agents.get(this.computer.id)
+    return this.current
+  }
+
+  /** @throws OrbError agent_not_found */
+  existing(): AgentRow {
+    const row = this.row()
+    if (!row) throw new OrbError('agent_not_found', 'this computer has no agent; deploy one first')
+    return row
+  }
+
+  /** The row of an agent that is about to be started, one generation on. */
+  fresh(codeVersion: string | null): AgentRow {
+    return {
+      computerId: this.computer.id,
+      phase: 'starting',
+      generation: (this.row()?.generation ?? 0) + 1,
+      pid: null,
+      image: null,
+      imageBytes: null,
+      startedAt: Date.now(),
+      exitCode: null,
+      stderrTail: null,
+      failureReason: null,
+      failureMessage: null,
+      sleepReason: null,
+      codeVersion,
+      llmOutstanding: false,
+      lastWakeMs: null,
+    }
+  }
+
+  /** Puts the row in place of the former one; with `within` in one transaction with what that stores. */
+  put(row: AgentRow, within: (store: () => void) => void = (store) => store()): void {
+    within(() => this.agents.put(row))
+    this.current = row
+  }
+
+  /** Sets fields of the agent, if it still has the generation of `row`. @throws OrbError internal when it was overtaken */
+  save(row: AgentRow, changes: Partial<AgentRow>): void {
+    const { computerId: _, ...fields } = changes
+    if (!this.agents.update(this.computer.id, row.generation, fields)) {
+      throw new OrbError('internal', 'the agent was changed by somebody else meanwhile')
+    }
+    this.current = { ...(this.row() ?? row), ...fields }
+  }
+
+  /** Begins a transition: the fields, and the next generation, which the returned row holds. */
+  step(row: AgentRow, changes: Partial<AgentRow>): AgentRow {
+    const generation = row.generation + 1
+    this.save(row, { ...changes, generation })
+    return { ...row, ...changes, generation }
+  }
+
+  forget(): void {
+    this.agents.remove(this.computer.id)
+    this.current = null
+  }
+
+  /** A line of orb's own in the computer's log. */
+  say(text: string): void {
+    appendOrbLine(this.paths.log, text, Date.now())
+  }
+
+  /** Where the computer's log lies. */
+  get logSource(): LogSource {
+    return { rootDir: this.paths.rootfs, orbLog: this.paths.log }
+  }
+}

@@ -1,0 +1,75 @@
+import { log } from '../../log.ts'
+import type { Runtime } from '../../runtime/runtime.ts'
+import type { AgentRow, ComputerRow } from '../../store/types.ts'
+import { type Facts, recover } from './machine.ts'
+import type { AgentRecord } from './record.ts'
+import type { Slots } from './slots.ts'
+import type { AgentTree } from './tree.ts'
+
+export interface RecoveryContext {
+  runtime: Runtime
+  slots: Slots
+  computer: ComputerRow
+  record: AgentRecord
+  tree: AgentTree
+}
+
+/** After a start of orb: makes a computer be there, and its agent and the database agree. */
+export async function recoverAgent(context: RecoveryContext, rebooted: boolean): Promise<void> {
+  const { runtime, computer, record, tree } = context
+  await runtime.up(computer)
+  // Steps of a build whose orb is gone: nobody reads them any more.
+  await runtime.killCommands(computer, ['build'])
+  const row = record.row()
+  if (!row) return
+  const facts = await factsOf(context, row, rebooted)
+  await runtime.removeOtherImages(computer, row.image)
+  const recovery = recover(row.phase, facts)
+  if (recovery !== 'keep') log('info', 'agent found', { computer: computer.shortId, phase: row.phase, recovery })
+  switch (recovery) {
+    case 'keep':
+      return
+    case 'adopt':
+      return tree.adopt(row)
+    case 'kill_and_sleep':
+      await runtime.killAgent(computer)
+      return sleepOn(context, row)
+    case 'sleep':
+      return sleepOn(context, row)
+    case 'ended':
+      await tree.clear(row)
+      return tree.end(row)
+    case 'lost': {
+      await tree.clear(row)
+      const failureMessage = 'the checkpoint is not whole'
+      record.step(row, { phase: 'failed', pid: null, image: null, failureReason: 'restore_failed', failureMessage })
+      return record.say('its checkpoint is not whole: it cannot be restored')
+    }
+    case 'remove':
+      await runtime.killAll(computer)
+      await tree.clear(row)
+      return record.forget()
+    case 'respawn': {
+      await tree.clear(row)
+      record.say('lost its processes, started afresh (recovery)')
+      const fresh = record.fresh(row.codeVersion)
+      record.put(fresh)
+      return tree.spawn(fresh, ' (recovery)')
+    }
+  }
+}
+
+async function factsOf(context: RecoveryContext, row: AgentRow, rebooted: boolean): Promise<Facts> {
+  const { runtime, computer } = context
+  const image = await runtime.settle(computer, row.image, rebooted)
+  const exit = runtime.readExit(computer)
+  const exited = exit !== null && exit.at >= (row.startedAt ?? 0)
+  return { ...image, alive: runtime.agentAlive(computer), exited, rebooted }
+}
+
+async function sleepOn({ slots, record, tree }: RecoveryContext, row: AgentRow): Promise<void> {
+  const asleep = record.step(row, { phase: 'checkpointed', pid: null })
+  if (row.image) tree.images.syncLater(row.image)
+  // Its connection died with the orb that held it: it wakes, sees a reset, and its client library tries again.
+  if (row.llmOutstanding) await slots.run('restore', () => tree.restore(asleep, 'recovery'))
+}

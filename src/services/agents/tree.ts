@@ -1,0 +1,228 @@
+import type { FSWatcher } from 'node:fs'
+import { messageOf, OrbError } from '../../errors.ts'
+import { CriuError } from '../../runtime/criu.ts'
+import { stderrTail } from '../../runtime/logs.ts'
+import type { AgentStart, Runtime } from '../../runtime/runtime.ts'
+import type { AgentRow, ComputerRow, FailureReason, SleepReason } from '../../store/types.ts'
+import type { Metrics } from '../metrics.ts'
+import { Images } from './images.ts'
+import { agentFailed } from './machine.ts'
+import type { AgentRecord } from './record.ts'
+
+/** Exit code of a tree that was killed before its pid 1 could write one down: 128 + SIGKILL. */
+const EXIT_KILLED = 137
+/** An agent that ends this soon is reported as failed by the deploy that started it (Orb Cloud contract §7.1). */
+const EARLY_EXIT_MS = 300
+
+export interface TreeDeps {
+  runtime: Runtime
+  metrics: Metrics
+  /** Command line, environment and directory that the agent of a computer is started with, from its deployed config. */
+  startOf(computer: ComputerRow): Promise<AgentStart>
+  /** Its tree is gone, perhaps behind a locked network that let no word of it through: break its LLM connections off. */
+  dropConnections(computerId: string): void
+}
+
+/** What the tree tells of itself, and asks. */
+export interface TreeOwner {
+  /** Does `work` when no transition is under way; nobody waits for it. */
+  later(work: () => Promise<void>): void
+  fellAsleep(): void
+  awoke(): void
+  /** LLM calls without a complete answer. */
+  outstanding(): number
+}
+
+export interface Slept {
+  image: string
+  bytes: number
+  durationMs: number
+}
+
+/**
+ * The processes of one agent and the image that stands for them, each step written down before the kernel is touched and
+ * after. Whoever calls sees to it that steps do not overlap.
+ */
+export class AgentTree {
+  readonly images: Images
+  private watcher: FSWatcher | null = null
+  private ended: (() => void)[] = []
+  private oomKillsBefore = 0
+  /** The image was made by this process: the connections in it still have their other end. */
+  private ownImage = false
+
+  constructor(
+    private readonly deps: TreeDeps,
+    private readonly computer: ComputerRow,
+    private readonly record: AgentRecord,
+    private readonly owner: TreeOwner,
+  ) {
+    this.images = new Images(deps, computer, record, owner)
+  }
+
+  /** Starts the agent of a row that was put already. @throws OrbError spawn_failed; the row says so too */
+  async spawn(row: AgentRow, note = ''): Promise<void> {
+    const { runtime } = this.deps
+    try {
+      this.oomKillsBefore = runtime.oomKills(this.computer)
+      await runtime.spawnAgent(this.computer, await this.deps.startOf(this.computer))
+    } catch (thrown) {
+      const message = messageOf(thrown)
+      await runtime.killAgent(this.computer)
+      this.record.say(`could not be started: ${message}`)
+      this.record.save(row, { phase: 'failed', failureReason: 'exit', failureMessage: message })
+      throw new OrbError('spawn_failed', message, {}, { cause: thrown })
+    }
+    const pid = runtime.agentPid(this.computer)
+    this.record.save(row, { phase: 'running', pid })
+    this.record.say(`spawned pid ${pid}${note}`)
+    this.watch()
+    await Promise.race([new Promise<void>((resolve) => this.ended.push(resolve)), Bun.sleep(EARLY_EXIT_MS)])
+    await this.noticeEnd()
+    this.owner.awoke()
+  }
+
+  /** A tree that a former orb left is the agent: it goes on. */
+  adopt(row: AgentRow): void {
+    const { runtime } = this.deps
+    runtime.network.unlock(this.computer.shortId)
+    runtime.thawAgent(this.computer)
+    this.oomKillsBefore = runtime.oomKills(this.computer)
+    this.record.step(row, { phase: 'running', pid: runtime.agentPid(this.computer), sleepReason: null })
+    this.watch()
+    if (row.image) this.images.dropLater(row.image)
+  }
+
+  /** From RAM to disk. @throws OrbError checkpoint_failed, disk_full, agent_failed; but for the last the agent goes on */
+  async dump(row: AgentRow, reason: SleepReason): Promise<Slept> {
+    const { runtime, metrics } = this.deps
+    if (!runtime.agentAlive(this.computer)) {
+      await this.noticeEnd()
+      throw agentFailed('demote')
+    }
+    const wasFrozen = row.phase === 'frozen'
+    const image = `${row.generation + 1}`
+    const llmOutstanding = this.owner.outstanding() > 0
+    const begun = this.record.step(row, { phase: 'checkpointing', image, sleepReason: reason, llmOutstanding })
+    let written: { bytes: number; durationMs: number }
+    try {
+      if (!wasFrozen) await runtime.freezeAgent(this.computer)
+      this.owner.fellAsleep()
+      written = await runtime.checkpoint(this.computer, image)
+    } catch (thrown) {
+      throw await this.dumpFailed(begun, thrown, wasFrozen && reason === 'llm')
+    }
+    // The image is all that there is of the agent now. Should this fail, the next start finds the row as it stands.
+    const durationMs = Math.round(written.durationMs)
+    this.ownImage = true
+    this.record.save(begun, { phase: 'checkpointed', pid: null, imageBytes: written.bytes, failureMessage: null })
+    this.record.say(`checkpointed (${reason}), ${written.bytes} bytes in ${durationMs} ms`)
+    this.images.syncLater(image)
+    metrics.inc('orb_checkpoints_total', { kind: 'full', reason })
+    metrics.observe('orb_checkpoint_seconds', durationMs / 1000)
+    return { image, bytes: written.bytes, durationMs }
+  }
+
+  /** @param stay an agent that waits for its LLM stays frozen until the answer, any other goes on */
+  private async dumpFailed(begun: AgentRow, thrown: unknown, stay: boolean): Promise<OrbError> {
+    const { runtime, metrics } = this.deps
+    metrics.inc('orb_checkpoint_failures_total', { op: 'dump' })
+    if (!runtime.agentAlive(this.computer)) {
+      await this.end(begun)
+      return agentFailed('demote')
+    }
+    if (!stay) runtime.thawAgent(this.computer)
+    const message = thrown instanceof CriuError ? thrown.reason : messageOf(thrown)
+    const phase = stay ? 'frozen' : 'running'
+    this.record.save(begun, { phase, image: null, sleepReason: null, failureMessage: message })
+    this.record.say(`checkpoint failed: ${message}`)
+    if (thrown instanceof CriuError && thrown.noSpace) {
+      return new OrbError('disk_full', 'no space is left for the checkpoint; the agent runs on', {}, { cause: thrown })
+    }
+    return new OrbError('checkpoint_failed', `${message}; the agent runs on`, {}, { cause: thrown })
+  }
+
+  /** From disk to RAM. Returns how long it took, in ms. @throws OrbError restore_failed; the image is kept */
+  async restore(row: AgentRow, reason: string): Promise<number> {
+    const { runtime, metrics } = this.deps
+    const { image } = row
+    if (image === null) throw new OrbError('restore_failed', 'the agent has no checkpoint')
+    const begun = this.record.step(row, { phase: 'restoring' })
+    const restored = await runtime.restore(this.computer, image, !this.ownImage).catch((thrown) => {
+      metrics.inc('orb_checkpoint_failures_total', { op: 'restore' })
+      const message = thrown instanceof CriuError ? thrown.reason : messageOf(thrown)
+      this.record.save(begun, { phase: 'failed', pid: null, failureReason: 'restore_failed', failureMessage: message })
+      this.record.say(`restore failed: ${message}; the checkpoint is kept`)
+      const told = `${message}; the checkpoint is kept and promote tries it again`
+      throw new OrbError('restore_failed', told, {}, { cause: thrown })
+    })
+    const lastWakeMs = Math.round(restored.durationMs)
+    this.record.save(begun, {
+      phase: 'running',
+      pid: runtime.agentPid(this.computer),
+      sleepReason: null,
+      failureReason: null,
+      failureMessage: null,
+      exitCode: null,
+      llmOutstanding: false,
+      lastWakeMs,
+    })
+    this.watch()
+    this.owner.awoke()
+    this.record.say(`restored (${reason}) in ${lastWakeMs} ms`)
+    metrics.inc('orb_restores_total', { reason })
+    metrics.observe('orb_restore_seconds', restored.durationMs / 1000)
+    this.images.dropLater(image)
+    return lastWakeMs
+  }
+
+  /** Takes away what there is of the agent: processes, connections, image, lock. The row stays. */
+  async clear(row: AgentRow | null): Promise<void> {
+    const { runtime } = this.deps
+    this.unwatch()
+    await runtime.killAgent(this.computer)
+    this.deps.dropConnections(this.computer.id)
+    runtime.network.unlock(this.computer.shortId)
+    if (row?.image) await runtime.removeImage(this.computer, row.image)
+    this.ownImage = false
+  }
+
+  /** Writes the end of a tree down that is gone by itself, if it was the agent. */
+  async end(row: AgentRow): Promise<void> {
+    const { runtime } = this.deps
+    const exit = runtime.readExit(this.computer)
+    const exitCode = exit && exit.at >= (row.startedAt ?? 0) ? exit.code : EXIT_KILLED
+    const oom = exitCode === EXIT_KILLED && runtime.oomKills(this.computer) > this.oomKillsBefore
+    const failureReason: FailureReason = oom ? 'oom' : 'exit'
+    if (row.image) await runtime.removeImage(this.computer, row.image)
+    const tail = await stderrTail(this.record.logSource, row.startedAt ?? 0)
+    this.record.step(row, { phase: 'failed', pid: null, image: null, exitCode, failureReason, stderrTail: tail })
+    this.record.say(oom ? `killed: out of memory (exit code ${exitCode})` : `exited with code ${exitCode}`)
+  }
+
+  unwatch(): void {
+    this.watcher?.close()
+    this.watcher = null
+  }
+
+  private watch(): void {
+    this.unwatch()
+    this.watcher = this.deps.runtime.watchAgent(this.computer, () => {
+      if (this.deps.runtime.agentAlive(this.computer)) return
+      this.announceEnd()
+      this.owner.later(() => this.noticeEnd())
+    })
+    // It may have ended between the last look and the watch.
+    if (!this.deps.runtime.agentAlive(this.computer)) this.announceEnd()
+  }
+
+  private announceEnd(): void {
+    for (const resolve of this.ended.splice(0)) resolve()
+  }
+
+  private async noticeEnd(): Promise<void> {
+    const row = this.record.row()
+    const inRam = row?.phase === 'running' || row?.phase === 'frozen'
+    if (row && inRam && !this.deps.runtime.agentAlive(this.computer)) await this.end(row)
+  }
+}
