@@ -116,7 +116,7 @@ const locked = async () =>
 
 async function sleep(image = IMAGE): Promise<number> {
   await orb.runtime.freezeAgent(computer)
-  return (await orb.runtime.checkpoint(computer, image)).bytes
+  return (await orb.runtime.checkpoints.dump(computer, image)).bytes
 }
 
 describe('to disk and back', () => {
@@ -131,7 +131,7 @@ describe('to disk and back', () => {
       expect(orb.runtime.agentMemory(computer)).toBeLessThan(4 * MIB)
       // What comes while it sleeps.
       tell(image)
-      await orb.runtime.restore(computer, image, false)
+      await orb.runtime.checkpoints.restore(computer, image, false)
       const same = { told: image, piped: image, memory: true, deleted: 'still readable', pid }
       expect(await answer()).toMatchObject({ ...same, count: 2 * index + 2 })
       await shell(orb.runtime, computer, `touch /agent/data/new-${image}`)
@@ -139,9 +139,9 @@ describe('to disk and back', () => {
       const { watched, count } = await answer()
       expect(watched).toContain(`new-${image}`)
       expect(count).toBe(2 * index + 3)
-      expect(await orb.runtime.drained(computer)).toBe(true)
-      await orb.runtime.removeImage(computer, image)
-      expect(existsSync(orb.runtime.imageDir(computer, image))).toBe(false)
+      expect(await orb.runtime.checkpoints.drained(computer)).toBe(true)
+      await orb.runtime.checkpoints.removeImage(computer, image)
+      expect(existsSync(orb.runtime.checkpoints.imageDir(computer, image))).toBe(false)
     }
     expect([peer.closed, await locked()]).toEqual([false, false])
   })
@@ -149,7 +149,7 @@ describe('to disk and back', () => {
   test('its end is known also after it was restored', async () => {
     await startAgent(1)
     await sleep()
-    await orb.runtime.restore(computer, IMAGE, false)
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false)
     const pid = orb.runtime.agentPid(computer)
     process.kill(pid ?? 0, 'SIGTERM')
     await eventually(() => !orb.runtime.agentAlive(computer), 'the end')
@@ -174,16 +174,16 @@ describe('to disk and back', () => {
   test('a reset proxy connection is told to the agent at once', async () => {
     await startAgent(1)
     await sleep()
-    await orb.runtime.restore(computer, IMAGE, true)
+    await orb.runtime.checkpoints.restore(computer, IMAGE, true)
     const log = join(orb.runtime.paths(computer).rootfs, 'var/log/orb/agent.log')
     await eventually(() => readFileSync(log, 'utf8').includes('ECONNABORTED'), 'the reset')
   })
 
   test('an agent that is not there cannot be checkpointed', async () => {
-    expect(await orb.runtime.checkpoint(computer, IMAGE).catch((thrown) => thrown.message)).toBe(
+    expect(await orb.runtime.checkpoints.dump(computer, IMAGE).catch((thrown) => thrown.message)).toBe(
       'the agent has no process',
     )
-    expect(existsSync(orb.runtime.imageDir(computer, IMAGE))).toBe(false)
+    expect(existsSync(orb.runtime.checkpoints.imageDir(computer, IMAGE))).toBe(false)
   })
 })
 
@@ -206,11 +206,11 @@ describe('what fails', () => {
     await eventually(() => readFileSync(log, 'utf8').includes('held'), 'the socket')
     const before = processes()
     await orb.runtime.freezeAgent(computer)
-    const thrown = await orb.runtime.checkpoint(computer, IMAGE).catch((error) => error)
+    const thrown = await orb.runtime.checkpoints.dump(computer, IMAGE).catch((error) => error)
     expect(thrown).toBeInstanceOf(CriuError)
     expect(thrown.reason).not.toBe('criu gave no reason')
     expect([processes(), orb.runtime.isFrozen(computer), await locked()]).toEqual([before, true, false])
-    expect(existsSync(orb.runtime.imageDir(computer, IMAGE))).toBe(false)
+    expect(existsSync(orb.runtime.checkpoints.imageDir(computer, IMAGE))).toBe(false)
     const said = readFileSync(log, 'utf8').length
     orb.runtime.thawAgent(computer)
     await eventually(() => readFileSync(log, 'utf8').length > said, 'that it goes on')
@@ -221,11 +221,11 @@ describe('what fails', () => {
     async (kind) => {
       const { tell, answer } = await startAgent(1)
       await sleep()
-      const dir = orb.runtime.imageDir(computer, IMAGE)
+      const dir = orb.runtime.checkpoints.imageDir(computer, IMAGE)
       const whole = `${dir}.whole`
       cpSync(dir, whole, { recursive: true })
       for (const name of readdirSync(dir).filter((file) => file.startsWith(kind))) truncateSync(join(dir, name), 20)
-      const thrown = await orb.runtime.restore(computer, IMAGE, false).catch((error) => error)
+      const thrown = await orb.runtime.checkpoints.restore(computer, IMAGE, false).catch((error) => error)
       expect(thrown).toBeInstanceOf(CriuError)
       await eventually(() => runningCriu(orb.dataDir).length === 0, 'the end of criu')
       expect([processes(), orb.runtime.agentAlive(computer), await locked()]).toEqual([[], false, true])
@@ -233,16 +233,16 @@ describe('what fails', () => {
       // And once the image is whole again, so is the agent.
       cpSync(whole, dir, { recursive: true })
       rmSync(whole, { recursive: true })
-      await orb.runtime.restore(computer, IMAGE, false)
+      await orb.runtime.checkpoints.restore(computer, IMAGE, false)
       tell('again')
       expect(await answer()).toMatchObject({ told: 'again', count: 1, memory: true })
     },
   )
 
   test('an image that is not there', async () => {
-    await expect(orb.runtime.restore(computer, 'none', false)).rejects.toThrow()
+    await expect(orb.runtime.checkpoints.restore(computer, 'none', false)).rejects.toThrow()
     expect(orb.runtime.agentAlive(computer)).toBe(false)
-    await orb.runtime.removeImage(computer, 'none')
+    await orb.runtime.checkpoints.removeImage(computer, 'none')
   })
 })
 
@@ -254,7 +254,7 @@ describe('an orb that is killed in the middle of a dump', () => {
     const request = JSON.stringify({ options: orb.options, spec: computer, image: IMAGE })
     const script = join(import.meta.dir, '../../test/support/checkpoint-child.ts')
     const child = Bun.spawn([process.execPath, script, request], { stdout: 'pipe', stderr: 'inherit' })
-    const dir = orb.runtime.imageDir(computer, IMAGE)
+    const dir = orb.runtime.checkpoints.imageDir(computer, IMAGE)
     while (
       child.exitCode === null &&
       !(existsSync(dir) && readdirSync(dir).some((name) => name.startsWith('pages-')))
@@ -270,12 +270,12 @@ describe('an orb that is killed in the middle of a dump', () => {
 
     const next = await Runtime.start(orb.options, [{ spec: computer, image: IMAGE }])
     try {
-      expect(await next.settle(computer, IMAGE, false)).toEqual({ imageComplete: true, restored: false })
+      expect(await next.checkpoints.settle(computer, IMAGE, false)).toEqual({ imageComplete: true, restored: false })
       expect([next.agentAlive(computer), await locked()]).toEqual([false, true])
-      await next.restore(computer, IMAGE, false)
+      await next.checkpoints.restore(computer, IMAGE, false)
       expect(await answer()).toMatchObject({ told: 'while nobody is there', count: 2, memory: true })
-      expect(await next.settle(computer, IMAGE, false)).toEqual({ imageComplete: true, restored: true })
-      expect(await next.drained(computer)).toBe(true)
+      expect(await next.checkpoints.settle(computer, IMAGE, false)).toEqual({ imageComplete: true, restored: true })
+      expect(await next.checkpoints.drained(computer)).toBe(true)
       expect(peer.closed).toBe(false)
     } finally {
       next.close()
@@ -284,7 +284,7 @@ describe('an orb that is killed in the middle of a dump', () => {
 
   test('nothing to settle is nothing', async () => {
     const nothing = { imageComplete: false, restored: false }
-    expect(await orb.runtime.settle(computer, null, false)).toEqual(nothing)
-    expect(await orb.runtime.settle(computer, 'none', false)).toEqual(nothing)
+    expect(await orb.runtime.checkpoints.settle(computer, null, false)).toEqual(nothing)
+    expect(await orb.runtime.checkpoints.settle(computer, 'none', false)).toEqual(nothing)
   })
 })

@@ -1,17 +1,17 @@
-import { existsSync, type FSWatcher, readFileSync, statfsSync, writeFileSync } from 'node:fs'
-import { mkdir, readdir, rm, writeFile } from 'node:fs/promises'
+import { existsSync, type FSWatcher, readFileSync, writeFileSync } from 'node:fs'
+import { mkdir, readdir, writeFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { log } from '../log.ts'
 import { type Base, baseNamed, prepareBase, prepareDevices } from './base.ts'
 import type { RuntimeFiles } from './bundle.ts'
 import { Cgroups, type Purpose } from './cgroup.ts'
+import { type CheckpointHost, Checkpoints } from './checkpoints.ts'
 import { Commands, type ExecRequest, type ExecResult } from './commands.ts'
 import { type ComputerSpec, killLeaf, limitsOf, shmBytes, until } from './computer.ts'
-import { Criu, type CriuTarget, killProcess } from './criu.ts'
-import { runningCriu } from './criu-processes.ts'
+import { Criu } from './criu.ts'
 import * as disk from './disk.ts'
-import { imageBytes, isComplete, isDrained, isRestored, isSynced, readNotes, syncImage, writeNotes } from './image.ts'
+import { readNotes } from './image.ts'
 import { installPid1, readExit } from './inside.ts'
 import * as launcher from './launcher.ts'
 import { Network, type NetworkOptions } from './network.ts'
@@ -36,11 +36,6 @@ export interface AgentStart {
 /** Files of /proc that tell of the host when they are read. */
 const MASKED = ['/proc/kcore', '/proc/keys', '/proc/timer_list', '/proc/latency_stats', '/proc/sched_debug']
 const FREEZE_TIMEOUT_MS = 5000
-/** Longest that criu may take beyond what writing the memory takes: a command inside may have stopped it. */
-const CRIU_TIMEOUT_MS = 30_000
-/** 20 MB/s */
-const SLOWEST_DISK_BYTES_PER_MS = 20_000
-const SETTLE_POLL_MS = 50
 
 /**
  * Computers as the kernel sees them: disk, root, network, cgroup, processes. It knows what is there, not what should be:
@@ -51,8 +46,7 @@ export class Runtime {
   private readonly inits = new Map<string, number>()
   private readonly comingUp = new Map<string, Promise<void>>()
   private readonly goingDown = new Set<string>()
-  private readonly draining = new Map<string, Promise<boolean>>()
-  private readonly criu: Criu
+  readonly checkpoints: Checkpoints
   private readonly launch: launcher.LauncherFiles
   private readonly beside: Commands
 
@@ -65,9 +59,19 @@ export class Runtime {
   ) {
     const { run } = options.data
     const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
-    this.criu = new Criu(options.files, join(run, `criu.kdat.${boot}.${options.files.criuVersion}`))
+    const criu = new Criu(options.files, join(run, `criu.kdat.${boot}.${options.files.criuVersion}`))
     this.launch = { init: options.files.init, seccomp: join(run, 'seccomp') }
     this.beside = new Commands(cgroups, this.launch)
+    const host: CheckpointHost = {
+      dataDir: options.data.root,
+      devices,
+      masks: this.masks,
+      paths: (spec) => this.paths(spec),
+      base: (spec) => baseNamed(spec.base, options.data.images),
+      initPid: (spec) => this.initPid(spec),
+      up: (spec) => this.up(spec),
+    }
+    this.checkpoints = new Checkpoints(host, criu, cgroups, network)
   }
 
   /** @param asleep agents that are on disk, by image: their connections stay locked from the first moment on */
@@ -137,7 +141,7 @@ export class Runtime {
       await this.killAll(spec)
       await killLeaf(this.cgroups, name, 'init')
       this.inits.delete(spec.id)
-      await this.draining.get(spec.id)
+      await this.checkpoints.drained(spec)
       await disk.unmountComputer(this.paths(spec))
       await this.network.remove(spec.shortId)
       this.network.unlock(spec.shortId)
@@ -256,144 +260,6 @@ export class Runtime {
     return this.cgroups.isFrozen(objectName(spec.shortId))
   }
 
-  /* ---- checkpoint and restore ---- */
-
-  imageDir(spec: ComputerSpec, image: string): string {
-    return join(this.paths(spec).checkpoints, image)
-  }
-
-  /**
-   * Writes the frozen agent into the image and ends its tree; its connections are locked from here on.
-   * @throws CriuError; the tree is then still frozen, its connections open, nothing of the image left
-   */
-  async checkpoint(spec: ComputerSpec, image: string): Promise<{ bytes: number; durationMs: number }> {
-    const started = performance.now()
-    const name = objectName(spec.shortId)
-    const dir = this.imageDir(spec, image)
-    const init = launcher.agentInit(this.cgroups.processes(name, 'agent'))
-    const pid = init === null ? undefined : launcher.namespacePids(init)[1]
-    if (init === null || pid === undefined) throw new Error('the agent has no process')
-    const connections = this.network.connectionsOf(spec.shortId, this.cgroups.agentId(name))
-    this.network.lock(spec.shortId, connections)
-    try {
-      await rm(dir, { recursive: true, force: true })
-      await mkdir(dir, { recursive: true, mode: 0o700 })
-      const emptyShm = isEmptyShm(init)
-      writeNotes(dir, { connections, emptyShm })
-      const timeoutMs = CRIU_TIMEOUT_MS + this.agentMemory(spec) / SLOWEST_DISK_BYTES_PER_MS
-      const freezerDir = this.cgroups.freezerDir(name)
-      await this.criu.dump({ ...this.target(spec, emptyShm), dir, pid, freezerDir, timeoutMs })
-    } catch (thrown) {
-      // criu thaws what it froze: back to how it was found.
-      this.cgroups.setFrozen(name, true)
-      this.network.unlock(spec.shortId)
-      await rm(dir, { recursive: true, force: true })
-      throw thrown
-    }
-    // From here on the image is all that there is of the agent: nothing that fails now may touch it.
-    const durationMs = performance.now() - started
-    this.tidyUp(name)
-    return { bytes: await imageBytes(dir), durationMs }
-  }
-
-  private tidyUp(name: string): void {
-    try {
-      this.cgroups.setFrozen(name, false)
-      this.cgroups.dropAgentCache(name)
-    } catch (error) {
-      log('warn', 'memory of a sleeping agent is not all given back', { computer: name, error })
-    }
-  }
-
-  /** Puts an image on stable storage: until then a power cut may leave nothing of it but names. */
-  async syncImage(spec: ComputerSpec, image: string): Promise<void> {
-    await syncImage(this.imageDir(spec, image))
-  }
-
-  /**
-   * Brings the agent back from the image; it runs, and its connections are open, when this returns.
-   * @param resetProxy connections to the LLM proxy that a former orb held are reset first
-   * @throws CriuError; the image is kept, nothing of a half restored tree stays
-   */
-  async restore(spec: ComputerSpec, image: string, resetProxy: boolean): Promise<{ durationMs: number }> {
-    const started = performance.now()
-    await this.up(spec)
-    const name = objectName(spec.shortId)
-    const dir = this.imageDir(spec, image)
-    try {
-      const { drained } = await this.criu.restore({
-        ...this.target(spec, readNotes(dir).emptyShm),
-        shmBytes: shmBytes(spec),
-        dir,
-        cgroups: this.cgroups.joinFiles(name, 'agent'),
-        timeoutMs: CRIU_TIMEOUT_MS,
-      })
-      this.trackDraining(spec.id, drained)
-      if (resetProxy) this.network.resetProxyConnections(spec.shortId, this.cgroups.agentId(name))
-      this.network.unlock(spec.shortId)
-      return { durationMs: performance.now() - started }
-    } catch (thrown) {
-      await killLeaf(this.cgroups, name, 'agent')
-      throw thrown
-    }
-  }
-
-  /** Removes an image; a missing one is no error. */
-  async removeImage(spec: ComputerSpec, image: string): Promise<void> {
-    await rm(this.imageDir(spec, image), { recursive: true, force: true })
-  }
-
-  /** Removes every image of the computer but `keep`. */
-  async removeOtherImages(spec: ComputerSpec, keep: string | null): Promise<void> {
-    const names = await readdir(this.paths(spec).checkpoints).catch(() => [])
-    for (const name of names) if (name !== keep) await this.removeImage(spec, name)
-  }
-
-  /** After the pages of the last restore are all in: true; false when their daemon failed, which the agent will not survive. */
-  drained(spec: ComputerSpec): Promise<boolean> {
-    return this.draining.get(spec.id) ?? Promise.resolve(true)
-  }
-
-  /**
-   * What a crash of orb left of a transition: waits for a criu that is still at work, then says how its image stands.
-   * A page daemon goes on as long as there is an agent to serve, and is waited for before the image is used again.
-   * @param rebooted an image counts only if it had reached stable storage
-   */
-  async settle(
-    spec: ComputerSpec,
-    image: string | null,
-    rebooted: boolean,
-  ): Promise<{ imageComplete: boolean; restored: boolean }> {
-    if (image === null) return { imageComplete: false, restored: false }
-    const dir = this.imageDir(spec, image)
-    const working = (lazy: boolean) =>
-      runningCriu(this.options.data.root).filter(
-        (criu) => criu.dir === dir && (criu.operation === 'lazy-pages') === lazy,
-      )
-    const deadline = performance.now() + CRIU_TIMEOUT_MS
-    for (let busy = working(false); busy.length > 0; busy = working(false)) {
-      if (performance.now() > deadline) for (const { pid } of busy) killProcess(pid)
-      await Bun.sleep(SETTLE_POLL_MS)
-    }
-    if (!this.agentAlive(spec)) for (const { pid } of working(true)) killProcess(pid)
-    if (working(true).length > 0) {
-      const drained = (async () => {
-        while (working(true).length > 0) await Bun.sleep(SETTLE_POLL_MS)
-        return isDrained(dir)
-      })()
-      this.trackDraining(spec.id, drained)
-    }
-    const [complete, restored, synced] = await Promise.all([isComplete(dir), isRestored(dir), isSynced(dir)])
-    return { imageComplete: complete && (synced || !rebooted), restored }
-  }
-
-  private trackDraining(id: string, drained: Promise<boolean>): void {
-    this.draining.set(id, drained)
-    void drained.then(() => {
-      if (this.draining.get(id) === drained) this.draining.delete(id)
-    })
-  }
-
   /* ---- commands beside the agent ---- */
 
   /**
@@ -420,18 +286,6 @@ export class Runtime {
   /** Leaves all as it is and lets go of orb's own handles. */
   close(): void {
     this.network.close()
-  }
-
-  private target(spec: ComputerSpec, emptyShm: boolean): CriuTarget {
-    return {
-      initPid: this.initPid(spec),
-      rootfs: this.paths(spec).rootfs,
-      netns: this.network.netnsFile(spec.shortId),
-      devices: this.devices,
-      hostUsr: baseNamed(spec.base, this.options.data.images).hostUsr,
-      masks: this.masks,
-      emptyShm,
-    }
   }
 
   private initPid(spec: ComputerSpec): number {
@@ -465,10 +319,4 @@ function shareInotify(): void {
     const file = `/proc/sys/fs/inotify/${name}`
     if (Number(readFileSync(file, 'utf8')) < least) writeFileSync(file, String(least))
   }
-}
-
-/** Nothing in it, and no deleted file that is still open: not a single page and no inode but its root. */
-function isEmptyShm(pid: number): boolean {
-  const { blocks, bfree, files, ffree } = statfsSync(`/proc/${pid}/root/dev/shm`)
-  return blocks === bfree && files - ffree === 1
 }

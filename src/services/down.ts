@@ -41,7 +41,7 @@ export async function takeDown(settings: Settings): Promise<number | null> {
     for (const computer of computers) {
       await runtime.down(computer)
       const image = store.agents.get(computer.id)?.image
-      if (image) await runtime.syncImage(computer, image)
+      if (image) await runtime.checkpoints.syncImage(computer, image)
     }
     await runtime.stop()
     await notes.allDown()

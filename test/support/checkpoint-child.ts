@@ -8,5 +8,5 @@ import { Runtime } from '../../src/runtime/runtime.ts'
 const { options, spec, image } = JSON.parse(process.argv[2] ?? '')
 const runtime = await Runtime.start(options, [])
 await runtime.freezeAgent(spec)
-await runtime.checkpoint(spec, image)
+await runtime.checkpoints.dump(spec, image)
 console.log('done')

@@ -24,7 +24,7 @@ export class Images {
 
   /** Until an image is on stable storage, a power cut would cost the agent what it has in memory. */
   syncLater(image: string): void {
-    this.syncing = this.deps.runtime
+    this.syncing = this.deps.runtime.checkpoints
       .syncImage(this.computer, image)
       .catch((error) => this.warn('a checkpoint is not on stable storage', error))
   }
@@ -36,10 +36,10 @@ export class Images {
 
   private async drop(image: string): Promise<void> {
     const { runtime } = this.deps
-    const whole = await runtime.drained(this.computer)
+    const whole = await runtime.checkpoints.drained(this.computer)
     if (!this.ownerOf(image)) return
     if (!whole && runtime.agentAlive(this.computer)) return this.owner.later(() => this.pagesLost(image))
-    await runtime.removeImage(this.computer, image)
+    await runtime.checkpoints.removeImage(this.computer, image)
     const row = this.ownerOf(image)
     if (row) this.record.save(row, { image: null, imageBytes: null })
   }

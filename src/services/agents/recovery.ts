@@ -23,7 +23,7 @@ export async function recoverAgent(context: RecoveryContext, rebooted: boolean):
   const row = record.row()
   if (!row) return
   const facts = await factsOf(context, row, rebooted)
-  await runtime.removeOtherImages(computer, row.image)
+  await runtime.checkpoints.removeOtherImages(computer, row.image)
   const recovery = recover(row.phase, facts)
   if (recovery !== 'keep') log('info', 'agent found', { computer: computer.shortId, phase: row.phase, recovery })
   switch (recovery) {
@@ -61,7 +61,7 @@ export async function recoverAgent(context: RecoveryContext, rebooted: boolean):
 
 async function factsOf(context: RecoveryContext, row: AgentRow, rebooted: boolean): Promise<Facts> {
   const { runtime, computer } = context
-  const image = await runtime.settle(computer, row.image, rebooted)
+  const image = await runtime.checkpoints.settle(computer, row.image, rebooted)
   const exit = runtime.readExit(computer)
   const exited = exit !== null && exit.at >= (row.startedAt ?? 0)
   return { ...image, alive: runtime.agentAlive(computer), exited, rebooted }

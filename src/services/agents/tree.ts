@@ -108,7 +108,7 @@ export class AgentTree {
     try {
       if (!wasFrozen) await runtime.freezeAgent(this.computer)
       this.owner.fellAsleep()
-      written = await runtime.checkpoint(this.computer, image)
+      written = await runtime.checkpoints.dump(this.computer, image)
     } catch (thrown) {
       throw await this.dumpFailed(begun, thrown, wasFrozen && reason === 'llm')
     }
@@ -148,7 +148,7 @@ export class AgentTree {
     const { image } = row
     if (image === null) throw new OrbError('restore_failed', 'the agent has no checkpoint')
     const begun = this.record.step(row, { phase: 'restoring' })
-    const restored = await runtime.restore(this.computer, image, !this.ownImage).catch((thrown) => {
+    const restored = await runtime.checkpoints.restore(this.computer, image, !this.ownImage).catch((thrown) => {
       metrics.inc('orb_checkpoint_failures_total', { op: 'restore' })
       const message = thrown instanceof CriuError ? thrown.reason : messageOf(thrown)
       this.record.save(begun, { phase: 'failed', pid: null, failureReason: 'restore_failed', failureMessage: message })
@@ -183,7 +183,7 @@ export class AgentTree {
     await runtime.killAgent(this.computer)
     this.deps.dropConnections(this.computer.id)
     runtime.network.unlock(this.computer.shortId)
-    if (row?.image) await runtime.removeImage(this.computer, row.image)
+    if (row?.image) await runtime.checkpoints.removeImage(this.computer, row.image)
     this.ownImage = false
   }
 
@@ -194,7 +194,7 @@ export class AgentTree {
     const exitCode = exit && exit.at >= (row.startedAt ?? 0) ? exit.code : EXIT_KILLED
     const oom = exitCode === EXIT_KILLED && runtime.oomKills(this.computer) > this.oomKillsBefore
     const failureReason: FailureReason = oom ? 'oom' : 'exit'
-    if (row.image) await runtime.removeImage(this.computer, row.image)
+    if (row.image) await runtime.checkpoints.removeImage(this.computer, row.image)
     const tail = await stderrTail(this.record.logSource, row.startedAt ?? 0)
     this.record.step(row, { phase: 'failed', pid: null, image: null, exitCode, failureReason, stderrTail: tail })
     this.record.say(oom ? `killed: out of memory (exit code ${exitCode})` : `exited with code ${exitCode}`)

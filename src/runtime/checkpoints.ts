@@ -1,0 +1,197 @@
+import { statfsSync } from 'node:fs'
+import { mkdir, readdir, rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { log } from '../log.ts'
+import type { Base } from './base.ts'
+import type { Cgroups } from './cgroup.ts'
+import { type ComputerSpec, killLeaf, shmBytes } from './computer.ts'
+import { type Criu, type CriuTarget, killProcess } from './criu.ts'
+import { runningCriu } from './criu-processes.ts'
+import { imageBytes, isComplete, isDrained, isRestored, isSynced, readNotes, syncImage, writeNotes } from './image.ts'
+import * as launcher from './launcher.ts'
+import type { Network } from './network.ts'
+import { type ComputerPaths, objectName } from './paths.ts'
+
+/** What of the host and of computers checkpoints need. */
+export interface CheckpointHost {
+  dataDir: string
+  /** The /dev that all computers share. */
+  devices: string
+  masks: string[]
+  paths(spec: ComputerSpec): ComputerPaths
+  base(spec: ComputerSpec): Base
+  /** Host pid of the computer's pid 1. @throws Error when it is not up */
+  initPid(spec: ComputerSpec): number
+  up(spec: ComputerSpec): Promise<void>
+}
+
+/** Longest that criu may take beyond what writing the memory takes: a command inside may have stopped it. */
+const CRIU_TIMEOUT_MS = 30_000
+/** 20 MB/s */
+const SLOWEST_DISK_BYTES_PER_MS = 20_000
+const SETTLE_POLL_MS = 50
+
+/** Agents on their way to disk and back. Calls for one computer must not overlap. */
+export class Checkpoints {
+  private readonly draining = new Map<string, Promise<boolean>>()
+
+  constructor(
+    private readonly host: CheckpointHost,
+    private readonly criu: Criu,
+    private readonly cgroups: Cgroups,
+    private readonly network: Network,
+  ) {}
+
+  imageDir(spec: ComputerSpec, image: string): string {
+    return join(this.host.paths(spec).checkpoints, image)
+  }
+
+  /**
+   * Writes the frozen agent into the image and ends its tree; its connections are locked from here on.
+   * @throws CriuError; the tree is then still frozen, its connections open, nothing of the image left
+   */
+  async dump(spec: ComputerSpec, image: string): Promise<{ bytes: number; durationMs: number }> {
+    const started = performance.now()
+    const name = objectName(spec.shortId)
+    const dir = this.imageDir(spec, image)
+    const init = launcher.agentInit(this.cgroups.processes(name, 'agent'))
+    const pid = init === null ? undefined : launcher.namespacePids(init)[1]
+    if (init === null || pid === undefined) throw new Error('the agent has no process')
+    const connections = this.network.connectionsOf(spec.shortId, this.cgroups.agentId(name))
+    this.network.lock(spec.shortId, connections)
+    try {
+      await rm(dir, { recursive: true, force: true })
+      await mkdir(dir, { recursive: true, mode: 0o700 })
+      const emptyShm = isEmptyShm(init)
+      writeNotes(dir, { connections, emptyShm })
+      const timeoutMs = CRIU_TIMEOUT_MS + this.cgroups.agentMemory(name) / SLOWEST_DISK_BYTES_PER_MS
+      const freezerDir = this.cgroups.freezerDir(name)
+      await this.criu.dump({ ...this.target(spec, emptyShm), dir, pid, freezerDir, timeoutMs })
+    } catch (thrown) {
+      // criu thaws what it froze: back to how it was found.
+      this.cgroups.setFrozen(name, true)
+      this.network.unlock(spec.shortId)
+      await rm(dir, { recursive: true, force: true })
+      throw thrown
+    }
+    // From here on the image is all that there is of the agent: nothing that fails now may touch it.
+    const durationMs = performance.now() - started
+    this.tidyUp(name)
+    return { bytes: await imageBytes(dir), durationMs }
+  }
+
+  private tidyUp(name: string): void {
+    try {
+      this.cgroups.setFrozen(name, false)
+      this.cgroups.dropAgentCache(name)
+    } catch (error) {
+      log('warn', 'memory of a sleeping agent is not all given back', { computer: name, error })
+    }
+  }
+
+  /** Puts an image on stable storage: until then a power cut may leave nothing of it but names. */
+  async syncImage(spec: ComputerSpec, image: string): Promise<void> {
+    await syncImage(this.imageDir(spec, image))
+  }
+
+  /**
+   * Brings the agent back from the image; it runs, and its connections are open, when this returns.
+   * @param resetProxy connections to the LLM proxy that a former orb held are reset first
+   * @throws CriuError; the image is kept, nothing of a half restored tree stays
+   */
+  async restore(spec: ComputerSpec, image: string, resetProxy: boolean): Promise<{ durationMs: number }> {
+    const started = performance.now()
+    await this.host.up(spec)
+    const name = objectName(spec.shortId)
+    const dir = this.imageDir(spec, image)
+    try {
+      const { drained } = await this.criu.restore({
+        ...this.target(spec, readNotes(dir).emptyShm),
+        shmBytes: shmBytes(spec),
+        dir,
+        cgroups: this.cgroups.joinFiles(name, 'agent'),
+        timeoutMs: CRIU_TIMEOUT_MS,
+      })
+      this.trackDraining(spec.id, drained)
+      if (resetProxy) this.network.resetProxyConnections(spec.shortId, this.cgroups.agentId(name))
+      this.network.unlock(spec.shortId)
+      return { durationMs: performance.now() - started }
+    } catch (thrown) {
+      await killLeaf(this.cgroups, name, 'agent')
+      throw thrown
+    }
+  }
+
+  /** Removes an image; a missing one is no error. */
+  async removeImage(spec: ComputerSpec, image: string): Promise<void> {
+    await rm(this.imageDir(spec, image), { recursive: true, force: true })
+  }
+
+  /** Removes every image of the computer but `keep`. */
+  async removeOtherImages(spec: ComputerSpec, keep: string | null): Promise<void> {
+    const names = await readdir(this.host.paths(spec).checkpoints).catch(() => [])
+    for (const name of names) if (name !== keep) await this.removeImage(spec, name)
+  }
+
+  /** After the pages of the last restore are all in: true; false when their daemon failed, which the agent will not survive. */
+  drained(spec: ComputerSpec): Promise<boolean> {
+    return this.draining.get(spec.id) ?? Promise.resolve(true)
+  }
+
+  /**
+   * What a crash of orb left of a transition: waits for a criu that is still at work, then says how its image stands.
+   * A page daemon goes on as long as there is an agent to serve, and is waited for before the image is used again.
+   * @param rebooted an image counts only if it had reached stable storage
+   */
+  async settle(
+    spec: ComputerSpec,
+    image: string | null,
+    rebooted: boolean,
+  ): Promise<{ imageComplete: boolean; restored: boolean }> {
+    if (image === null) return { imageComplete: false, restored: false }
+    const dir = this.imageDir(spec, image)
+    const working = (lazy: boolean) =>
+      runningCriu(this.host.dataDir).filter((criu) => criu.dir === dir && (criu.operation === 'lazy-pages') === lazy)
+    const deadline = performance.now() + CRIU_TIMEOUT_MS
+    for (let busy = working(false); busy.length > 0; busy = working(false)) {
+      if (performance.now() > deadline) for (const { pid } of busy) killProcess(pid)
+      await Bun.sleep(SETTLE_POLL_MS)
+    }
+    if (!this.cgroups.isPopulated(objectName(spec.shortId), 'agent'))
+      for (const { pid } of working(true)) killProcess(pid)
+    if (working(true).length > 0) {
+      const drained = (async () => {
+        while (working(true).length > 0) await Bun.sleep(SETTLE_POLL_MS)
+        return isDrained(dir)
+      })()
+      this.trackDraining(spec.id, drained)
+    }
+    const [complete, restored, synced] = await Promise.all([isComplete(dir), isRestored(dir), isSynced(dir)])
+    return { imageComplete: complete && (synced || !rebooted), restored }
+  }
+
+  private trackDraining(id: string, drained: Promise<boolean>): void {
+    this.draining.set(id, drained)
+    void drained.then(() => {
+      if (this.draining.get(id) === drained) this.draining.delete(id)
+    })
+  }
+
+  private target(spec: ComputerSpec, emptyShm: boolean): CriuTarget {
+    return {
+      initPid: this.host.initPid(spec),
+      rootfs: this.host.paths(spec).rootfs,
+      netns: this.network.netnsFile(spec.shortId),
+      devices: this.host.devices,
+      hostUsr: this.host.base(spec).hostUsr,
+      masks: this.host.masks,
+      emptyShm,
+    }
+  }
+}
+
+/** Nothing in it, and no deleted file that is still open: not a single page and no inode but its root. */
+function isEmptyShm(pid: number): boolean {
+  const { blocks, bfree, files, ffree } = statfsSync(`/proc/${pid}/root/dev/shm`)
+  return blocks === bfree && files - ffree === 1
+}
