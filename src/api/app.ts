@@ -190,7 +190,8 @@ function matches(path: string, pathname: string): boolean {
 
 async function withoutBody(answer: Response): Promise<Response> {
   const { status, headers } = answer
-  if (isComplete(answer)) headers.set('content-length', String((await answer.arrayBuffer()).byteLength))
+  const isMeasured = headers.has('content-length')
+  if (!isMeasured && isComplete(answer)) headers.set('content-length', String((await answer.arrayBuffer()).byteLength))
   else await answer.body?.cancel()
   return new Response(null, { status, headers })
 }

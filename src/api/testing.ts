@@ -223,14 +223,7 @@ export function fakeServices(calls: FakeCall[], followed: { aborted: boolean }):
         if (path !== 'file') return { path, files: [] }
         return {
           size: FILE.length,
-          stream: (start, end) =>
-            new ReadableStream({
-              pull(controller) {
-                controller.enqueue(new TextEncoder().encode(FILE.slice(start, end)))
-                controller.close()
-              },
-              cancel: () => note('cancelled'),
-            }),
+          content: async (start, end) => new Blob([FILE.slice(start, end)]),
           close: () => note('close'),
         }
       },

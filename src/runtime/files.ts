@@ -24,16 +24,22 @@ export interface Listing {
 export interface OpenedFile {
   /** Bytes, when it was opened. */
   size: number
-  /** The bytes from `start` to `end` (exclusive); closes the file at its end, on failure or when cancelled. */
-  stream(start: number, end: number): ReadableStream<Uint8Array>
-  /** For a caller that does not take the stream. */
+  /** The bytes from `start` to `end` (exclusive), of a known length; closes the file when it is done with. */
+  content(start: number, end: number): Promise<Blob>
+  /** For a caller that does not take the content. */
   close(): void
 }
 
 /** Orb Cloud contract §20. */
 const MAX_ENTRIES = 10_000
 const NAMES_BUFFER_BYTES = 64 * 1024
-const PIECE_BYTES = 256 * 1024
+/** Longer content is sent straight from the file. */
+const MEMORY_BYTES = 256 * 1024
+/**
+ * Whoever sends a file opens it once more by its descriptor's number, at once. Until long after that the number must not
+ * become another file's.
+ */
+const HANDED_OVER_MS = 10_000
 /** Entries looked at before other work gets its turn. */
 const STATS_PER_TURN = 500
 
@@ -114,37 +120,29 @@ const openedFile = (fd: number, size: number): OpenedFile => {
     open = false
     closeSync(fd)
   }
-  return { size, close, stream: (start, end) => byteRange(fd, start, end, close) }
+  return {
+    size,
+    close,
+    content: async (start, end) => {
+      if (end - start > MEMORY_BYTES) {
+        setTimeout(close, HANDED_OVER_MS).unref()
+        return Bun.file(`/proc/self/fd/${fd}`).slice(start, end)
+      }
+      try {
+        return new Blob([await readRange(fd, start, end)])
+      } finally {
+        close()
+      }
+    },
+  }
 }
 
-const byteRange = (fd: number, start: number, end: number, close: () => void): ReadableStream<Uint8Array> => {
-  let position = start
-  let running: Promise<unknown> = Promise.resolve()
-  const pull = async (controller: ReadableStreamDefaultController<Uint8Array>): Promise<void> => {
-    if (position < end) {
-      const piece = new Uint8Array(Math.min(PIECE_BYTES, end - position))
-      const { bytesRead } = await readAsync(fd, piece, 0, piece.length, position)
-      if (bytesRead === 0) throw new Error('the file became shorter while it was read')
-      position += bytesRead
-      controller.enqueue(piece.subarray(0, bytesRead))
-    }
-    if (position < end) return
-    close()
-    controller.close()
+const readRange = async (fd: number, start: number, end: number): Promise<Uint8Array<ArrayBuffer>> => {
+  const bytes = new Uint8Array(end - start)
+  for (let filled = 0; filled < bytes.length; ) {
+    const { bytesRead } = await readAsync(fd, bytes, filled, bytes.length - filled, start + filled)
+    if (bytesRead === 0) throw new Error('the file became shorter while it was read')
+    filled += bytesRead
   }
-  return new ReadableStream<Uint8Array>(
-    {
-      pull(controller) {
-        const pulled = pull(controller).catch((thrown) => {
-          close()
-          throw thrown
-        })
-        running = pulled.catch(() => undefined)
-        return pulled
-      },
-      // A descriptor closed under a running read could by then be another file's.
-      cancel: () => running.then(close),
-    },
-    { highWaterMark: 0 },
-  )
+  return bytes
 }

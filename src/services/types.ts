@@ -220,9 +220,9 @@ export interface DirectoryView {
 
 export interface OpenFile {
   size: number
-  /** The bytes from `start` to `end` (exclusive); closes the file at its end or when cancelled. */
-  stream(start: number, end: number): ReadableStream<Uint8Array>
-  /** For a caller that does not take the stream (HEAD, bad range). */
+  /** The bytes from `start` to `end` (exclusive), of a known length; closes the file when it is done with. */
+  content(start: number, end: number): Promise<Blob>
+  /** For a caller that does not take the content (HEAD, bad range). */
   close(): void
 }
 

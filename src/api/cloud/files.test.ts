@@ -30,7 +30,7 @@ const SCENARIOS: Scenario[] = [
     path: `${C}/files/file`,
     status: 200,
     answers: { 'content-length': '11' },
-    asked: [['read', 'file'], ['cancelled']],
+    asked: [['read', 'file']],
   },
   {
     name: 'files: range',

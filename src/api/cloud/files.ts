@@ -82,7 +82,7 @@ function decode(encoded: string): string {
   }
 }
 
-function bytesAnswer(file: OpenFile, request: Request): Response {
+async function bytesAnswer(file: OpenFile, request: Request): Promise<Response> {
   const range = parseRange(request.headers.get('range'), file.size)
   if (range === 'unsatisfiable') {
     file.close()
@@ -93,10 +93,12 @@ function bytesAnswer(file: OpenFile, request: Request): Response {
     'content-type': 'application/octet-stream',
     'content-length': String(end - start),
     'accept-ranges': 'bytes',
+    // Without it Bun names the file after its descriptor.
+    'content-disposition': 'attachment',
     'x-content-type-options': 'nosniff',
   }
   if (range) headers['content-range'] = `bytes ${start}-${end - 1}/${file.size}`
-  return new Response(file.stream(start, end), { status: range ? 206 : 200, headers })
+  return new Response(await file.content(start, end), { status: range ? 206 : 200, headers })
 }
 
 /**
