@@ -153,7 +153,7 @@ describe('readLogs', () => {
     const before = readdirSync('/proc/self/fd').length
     expect(await texts()).toEqual(['still here'])
     expect(await stderrTail(source, 0)).toBe('')
-    expect(readdirSync('/proc/self/fd').length).toBe(before)
+    expect(readdirSync('/proc/self/fd').length).toBeLessThanOrEqual(before)
   })
 
   test('a second name of the same file, or a link inside, doubles nothing', async () => {
@@ -319,12 +319,12 @@ describe('followLogs', () => {
     const before = readdirSync('/proc/self/fd').length
     const { take, abort, next } = follow()
     await take(1)
-    expect(readdirSync('/proc/self/fd').length).toBe(before)
+    expect(readdirSync('/proc/self/fd').length).toBeLessThanOrEqual(before)
     const waiting = next()
     abort.abort()
     expect((await waiting).done).toBe(true)
     const never = followLogs(source, ALL, AbortSignal.abort())
     expect((await never.next()).done).toBe(true)
-    expect(readdirSync('/proc/self/fd').length).toBe(before)
+    expect(readdirSync('/proc/self/fd').length).toBeLessThanOrEqual(before)
   })
 })
