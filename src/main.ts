@@ -23,7 +23,7 @@ const HELP = `orb ${VERSION}: an agent cloud on one Linux server
 
   orb serve     run the server (as root)
       --data-dir DIR      where everything is kept            [/var/lib/orb]
-      --listen HOST:PORT  the API, or unix:PATH               [127.0.0.1:8787]
+      --listen HOST:PORT  API and public URLs, or unix:PATH   [127.0.0.1:8787]
       --domain NAME       computers are <short id>.NAME       [orb.localhost]
       --public-url URL    the API as clients reach it         [http://<listen>]
       --config FILE       settings as TOML                    [/etc/orb/config.toml]
@@ -85,19 +85,22 @@ async function serve(argv: string[]): Promise<number> {
   if (!unlock) throw new Error(`another orb serves ${settings.dataDir}`)
 
   const running = await startServices(settings)
-  const deps = { services: running.services, settings, metrics: running.metrics, version: VERSION }
-  const apis = [startApi(deps)]
-  // From inside a computer the API is at the gateway, whatever else it listens on.
-  if (settings.listen.kind === 'tcp' && !isWildcard(settings.listen.host)) {
-    apis.push(startApi({ ...deps, settings: { ...settings, listen: { ...settings.listen, host: running.gateway } } }))
-  }
-  console.log(`orb ${VERSION} ready: ${apis[0]?.url}, domain ${settings.domain}, data ${settings.dataDir}`)
+  const api = startApi({
+    services: running.services,
+    settings,
+    metrics: running.metrics,
+    version: VERSION,
+    publicDirectory: running.publicDirectory,
+    // From inside a computer the API is at the gateway, whatever else it listens on.
+    ...(settings.listen.kind === 'tcp' && !isWildcard(settings.listen.host) ? { alsoOn: running.gateway } : {}),
+  })
+  console.log(`orb ${VERSION} ready: ${api.url}, domain ${settings.domain}, data ${settings.dataDir}`)
 
   const signal = await new Promise<string>((resolve) => {
     for (const name of ['SIGTERM', 'SIGINT'] as const) process.once(name, () => resolve(name))
   })
   log('info', 'stopping; agents stay as they are', { signal })
-  await Promise.all([...apis.map((api) => api.stop(STOP_GRACE_MS)), running.stop(STOP_GRACE_MS)])
+  await running.stop(STOP_GRACE_MS, api.stop(STOP_GRACE_MS))
   unlock()
   return 0
 }

@@ -1,8 +1,10 @@
-import { chmodSync, lstatSync, readFileSync, rmSync } from 'node:fs'
+import { randomUUID } from 'node:crypto'
 import http from 'node:http'
 import type { BunRequest, Server } from 'bun'
 import { cidrContains, parseCidr } from '../cidr.ts'
 import type { Settings } from '../config.ts'
+import { OrbError } from '../errors.ts'
+import { openFront, type PublicDirectory } from '../services/front.ts'
 import { type ApiDeps, type Connection, createApi, IDLE_SECONDS } from './app.ts'
 import { isClimbing } from './cloud/files.ts'
 import { errorAnswer } from './errors.ts'
@@ -15,8 +17,15 @@ const CHECKED_DEPTH = 48
 
 const LOOPBACK = ['127.0.0.0/8', '::1'].flatMap((text) => parseCidr(text) ?? [])
 
-/** The socket of `unix:PATH` is for root and its group, as the data directory is. */
-const SOCKET_MODE = 0o660
+/** Tells who sent a request: the front door's secret and the address. */
+const PEER_HEADER = 'x-orb-peer'
+
+export interface ServerDeps extends ApiDeps {
+  /** Whose public traffic comes in by the same door. */
+  publicDirectory: PublicDirectory
+  /** Another address to listen on, with the same port. */
+  alsoOn?: string
+}
 
 export interface RunningApi {
   /** Where it listens: `http://127.0.0.1:8787`, `unix:/run/orb.sock`. */
@@ -27,45 +36,62 @@ export interface RunningApi {
   stop(graceMs: number): Promise<void>
 }
 
-/** Serves the API where the settings say. Throws when it cannot listen there. */
-export function startApi(deps: ApiDeps): RunningApi {
-  const { listen, tls } = deps.settings
+/** Serves the API, and public traffic to agents, where the settings say. Throws when it cannot listen there. */
+export function startApi(deps: ServerDeps): RunningApi {
+  const { settings } = deps
   // Bun's way to set the limit of its HTTP parser; the types show it as read-only.
   Object.assign(http, { maxHeaderSize: PARSER_HEAD_BYTES })
   const api = createApi(deps)
-  const serve = (request: Request, server: Server<undefined>) =>
-    api.answer(request, connectionOf(request, server, deps.settings, false))
-  const serveFile = (request: BunRequest, server: Server<undefined>) => {
-    const climbs = Object.values(request.params).some(isClimbing)
-    return api.answer(request, connectionOf(request, server, deps.settings, climbs))
+  // An abstract socket needs no file, but every process of the host may connect to it: the secret tells the front door.
+  const path = `\0orb-api-${randomUUID()}`
+  const secret = randomUUID()
+  const answer = (request: Request, server: Server<undefined>, climbs: boolean) => {
+    const address = peerOf(request, secret)
+    if (address === null) return errorAnswer(new OrbError('forbidden', 'this is not the way in'), 'unknown')
+    server.timeout(request, IDLE_SECONDS)
+    return api.answer(request, connectionOf(request, server, settings, address, climbs))
   }
   const options = {
     development: false,
     // Bodies are limited where they are read: 4 MiB of JSON, 200 MB of a file.
     maxRequestBodySize: Number.MAX_SAFE_INTEGER,
-    fetch: serve,
-    routes: Object.fromEntries(filePatterns().map((pattern) => [pattern, serveFile])),
+    fetch: (request: Request, server: Server<undefined>) => answer(request, server, false),
+    routes: Object.fromEntries(
+      filePatterns().map((pattern) => [
+        pattern,
+        (request: BunRequest, server: Server<undefined>) =>
+          answer(request, server, Object.values(request.params).some(isClimbing)),
+      ]),
+    ),
     error: (error: Error) => errorAnswer(error, 'unknown'),
-    ...(tls ? { tls: { cert: readFileSync(tls.certFile), key: readFileSync(tls.keyFile) } } : {}),
   }
-  if (listen.kind === 'unix') removeSocket(listen.path)
-  const server =
-    listen.kind === 'unix'
-      ? Bun.serve({ ...options, unix: listen.path })
-      : Bun.serve({ ...options, idleTimeout: IDLE_SECONDS, hostname: listen.host, port: listen.port })
-  if (listen.kind === 'unix') chmodSync(listen.path, SOCKET_MODE)
+  const server = Bun.serve({ ...options, unix: path })
+  const open = (host?: string) =>
+    openFront(settings, deps.publicDirectory, { path, peerHeader: PEER_HEADER, secret }, host)
+  const front = open()
+  const fronts = deps.alsoOn === undefined ? [front] : [front, open(deps.alsoOn)]
 
   return {
-    url: listen.kind === 'unix' ? `unix:${listen.path}` : server.url.origin,
-    port: server.port ?? null,
+    url: urlOf(settings, front.port),
+    port: front.port,
     async stop(graceMs) {
       api.stop()
-      const cut = setTimeout(() => void server.stop(true), graceMs)
-      await server.stop()
-      clearTimeout(cut)
-      if (listen.kind === 'unix') removeSocket(listen.path)
+      await Promise.all(fronts.map((one) => one.stop(graceMs)))
+      await server.stop(true)
     },
   }
+}
+
+function urlOf({ listen, tls }: Settings, port: number | null): string {
+  if (listen.kind === 'unix') return `unix:${listen.path}`
+  const host = listen.host.includes(':') ? `[${listen.host}]` : listen.host
+  return `${tls ? 'https' : 'http'}://${host}:${port}`
+}
+
+/** The address that the front door tells, `unix` for the peer of a unix socket; null for who came another way. */
+function peerOf(request: Request, secret: string): string | null {
+  const [told, address] = request.headers.get(PEER_HEADER)?.split(' ') ?? []
+  return told === secret && address !== undefined ? address : null
 }
 
 /**
@@ -85,22 +111,17 @@ function connectionOf(
   request: Request,
   server: Server<undefined>,
   settings: Settings,
+  peer: string,
   hasClimbingPath: boolean,
 ): Connection {
-  const peer = server.requestIP(request)?.address ?? null
   const forwarded = request.headers.get('x-forwarded-for')
   // The last entry is the one that the trusted proxy itself wrote; those before it are its client's word.
   const named = settings.trustProxy ? forwarded?.split(',').at(-1)?.trim() : undefined
   const isForwarded = forwarded !== null || request.headers.has('forwarded')
   return {
-    address: named || (peer ?? 'unix'),
-    isLocal: !isForwarded && (peer === null || LOOPBACK.some((block) => cidrContains(block, peer))),
+    address: named || peer,
+    isLocal: !isForwarded && (peer === 'unix' || LOOPBACK.some((block) => cidrContains(block, peer))),
     hasClimbingPath,
     allowIdle: (seconds) => server.timeout(request, seconds ?? 0),
   }
-}
-
-/** Removes the socket that an earlier process left; anything else at that path stays and makes listening fail. */
-function removeSocket(path: string): void {
-  if (lstatSync(path, { throwIfNoEntry: false })?.isSocket()) rmSync(path)
 }

@@ -68,7 +68,13 @@ export function startTestApi(env: Record<string, string> = {}, overrides: Partia
     file: '/nonexistent/orb.toml',
   })
   const services = { ...fakeServices(calls, followed), ...overrides }
-  const running = startApi({ services, settings, metrics: createOrbMetrics(), version: '1.2.3' })
+  const running = startApi({
+    services,
+    settings,
+    metrics: createOrbMetrics(),
+    version: '1.2.3',
+    publicDirectory: { find: () => null },
+  })
   return { running, calls, followed }
 }
 

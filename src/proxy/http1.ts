@@ -45,6 +45,11 @@ export interface MessageEvents<H> {
   onEnd(): void
 }
 
+export interface ResponseEvents extends MessageEvents<ResponseHead> {
+  /** An interim response (RFC 9110 §15.2), after which another head follows; where it is left out they are dropped. */
+  onInterim?(status: number, reason: string, headers: Header[]): void
+}
+
 type State = 'head' | 'fixed' | 'untilClose' | 'chunkLine' | 'chunkData' | 'chunkCrlf' | 'trailer' | 'ended'
 
 const LF = 0x0a
@@ -211,6 +216,7 @@ abstract class MessageParser<H extends Head> {
   }
 }
 
+const CLOSE: Framing = { kind: 'close' }
 const BODY_STATE = { none: 'ended', length: 'fixed', chunked: 'chunkLine', close: 'untilClose' } as const
 
 export class RequestParser extends MessageParser<RequestHead> {
@@ -240,12 +246,16 @@ export class RequestParser extends MessageParser<RequestHead> {
 export class ResponseParser extends MessageParser<ResponseHead> {
   protected override skipsEmptyLines = false
 
-  /** `method` is that of the request: an answer to HEAD has no body. */
+  /**
+   * `method` is that of the request: an answer to HEAD has no body. Where the request asked for another protocol the head
+   * of a 101 ends the message, and what follows is of that protocol.
+   */
   constructor(
-    events: MessageEvents<ResponseHead>,
+    private readonly responseEvents: ResponseEvents,
     private readonly method: string,
+    private readonly mayUpgrade = false,
   ) {
-    super(events, MAX_RESPONSE_HEAD_BYTES)
+    super(responseEvents, MAX_RESPONSE_HEAD_BYTES)
   }
 
   protected override tooLarge(): OrbError {
@@ -259,10 +269,15 @@ export class ResponseParser extends MessageParser<ResponseHead> {
     const status = Number(code)
     const minorVersion = minor === '1' ? 1 : 0
     const headers = parseHeaders(lines)
-    if (status === 101) throw malformed('the protocol was switched although nobody asked for it')
-    if (status < 200) return null
-    const declared = framingOf(headers, minorVersion) ?? { kind: 'close' }
-    const bodiless = this.method === 'HEAD' || status === 204 || status === 304
+    if (status === 101 && !this.mayUpgrade) {
+      throw malformed('the protocol was switched although nobody asked for it')
+    }
+    if (status < 200 && status !== 101) {
+      this.responseEvents.onInterim?.(status, reason, headers)
+      return null
+    }
+    const declared = status === 101 ? null : (framingOf(headers, minorVersion) ?? CLOSE)
+    const bodiless = declared === null || this.method === 'HEAD' || status === 204 || status === 304
     const framing: Framing = bodiless ? { kind: 'none' } : declared
     return { status, reason, minorVersion, headers, framing, keepAlive: keepsAlive(headers, minorVersion) }
   }

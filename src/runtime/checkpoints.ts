@@ -105,6 +105,7 @@ export class Checkpoints {
     const name = objectName(spec.shortId)
     const dir = this.imageDir(spec, image)
     try {
+      this.network.expectApps(spec.shortId, true)
       const { drained } = await this.criu.restore({
         ...this.target(spec, readNotes(dir).emptyShm),
         shmBytes: shmBytes(spec),
@@ -117,6 +118,7 @@ export class Checkpoints {
       this.network.unlock(spec.shortId)
       return { durationMs: performance.now() - started }
     } catch (thrown) {
+      this.network.expectApps(spec.shortId, false)
       await killLeaf(this.cgroups, name, 'agent')
       throw thrown
     }

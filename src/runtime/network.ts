@@ -1,6 +1,7 @@
 import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { log } from '../log.ts'
+import { type AppSocket, AppSockets } from './app-socket.ts'
 import { run } from './command.ts'
 import { type Connection, NftSets, SocketDiag } from './netlink.ts'
 import { objectName } from './paths.ts'
@@ -66,6 +67,7 @@ export class Network {
   private readonly ownNetns = openSync('/proc/self/ns/net', 'r')
   private readonly diags = new Map<string, SocketDiag>()
   private readonly locks: Map<string, Connection[]>
+  private readonly apps = new AppSockets()
 
   private constructor(
     private readonly options: NetworkOptions,
@@ -150,6 +152,7 @@ export class Network {
   /** Removes a computer's namespace and with it its veth; nothing there is no error. */
   async remove(shortId: string): Promise<void> {
     const name = objectName(shortId)
+    this.apps.breakOff(shortId)
     this.diags.get(shortId)?.close()
     this.diags.delete(shortId)
     // A veth goes with its namespace only once the last process there is gone: the host's end goes at once.
@@ -157,11 +160,12 @@ export class Network {
     if (existsSync(this.netnsFile(shortId))) await run(['ip', 'netns', 'delete', name])
   }
 
-  /** From here on no packet of these connections passes. Replaces an earlier lock of the computer. */
+  /** From here on no packet passes of these connections and of orb's to the agent. Replaces an earlier lock of the computer. */
   lock(shortId: string, connections: Connection[]): void {
     this.unlock(shortId)
     this.sets.add('locked', connections.map(lockKey))
     this.locks.set(shortId, connections)
+    this.apps.lock(shortId)
   }
 
   /** Makes the rules anew if somebody has taken them away, as a reload of the server's firewall does. */
@@ -175,6 +179,23 @@ export class Network {
   unlock(shortId: string): void {
     this.sets.remove('locked', (this.locks.get(shortId) ?? []).map(lockKey))
     this.locks.delete(shortId)
+    this.apps.unlock(shortId)
+  }
+
+  /** The agent is being restored, or that has failed: orb's connections to it hear it, or go on hearing nothing. */
+  expectApps(shortId: string, restoring: boolean): void {
+    if (restoring) this.apps.expect(shortId)
+    else this.apps.lock(shortId)
+  }
+
+  /** A socket to a port that a program of the computer listens on, not connected yet. @throws Errno */
+  appSocket(shortId: string, family: 4 | 6, port: number): AppSocket {
+    return this.apps.open(shortId, this.netnsFile(shortId), this.ownNetns, family, port)
+  }
+
+  /** Ends orb's connections to the agent, whose tree is gone: under the lock no word of that came through. */
+  breakOffApps(shortId: string): void {
+    this.apps.breakOff(shortId)
   }
 
   /** Connections of a cgroup (inode of its v2 directory) that lead out of the computer. */

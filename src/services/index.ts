@@ -17,6 +17,7 @@ import { VERSION } from '../version.ts'
 import { createAccounts } from './accounts.ts'
 import { ConfigCache, createDirectory } from './agents/directory.ts'
 import { AGENT_PORT } from './agents/machine.ts'
+import { createPublicDirectory } from './agents/public-directory.ts'
 import { asleep, Registry } from './agents/registry.ts'
 import { createAgents } from './agents/service.ts'
 import { Slots } from './agents/slots.ts'
@@ -29,6 +30,7 @@ import { createConfigs } from './configs.ts'
 import { agentEnvironment, type EnvironmentFacts, resolveSecrets } from './environment.ts'
 import { createExec } from './exec.ts'
 import { createFiles } from './files.ts'
+import type { PublicDirectory } from './front.ts'
 import { createLogs } from './logs.ts'
 import { createFindComputer } from './lookup.ts'
 import type { Metrics } from './metrics.ts'
@@ -47,8 +49,9 @@ export interface RunningServices {
   services: Services
   metrics: Metrics
   gateway: string
-  /** Takes no more calls, gives open ones `graceMs`, leaves agents as they are. */
-  stop(graceMs: number): Promise<void>
+  publicDirectory: PublicDirectory
+  /** Takes no more calls, gives open ones `graceMs`, leaves agents as they are. `others`: who still uses the services. */
+  stop(graceMs: number, others: Promise<unknown>): Promise<void>
 }
 
 /**
@@ -113,7 +116,10 @@ export async function startServices(settings: Settings): Promise<RunningServices
     },
     checkpointProblem,
     maySleep: (computer) => configs.deployed(computer.id)?.lifecycle.sleep === 'auto',
-    dropConnections: (computerId) => proxy.drop(computerId),
+    dropConnections(computerId) {
+      proxy.drop(computerId)
+      runtime.network.breakOffApps(registry.byId(computerId).computer.shortId)
+    },
   })
   const proxy = startLlmProxy({
     hostname: gateway,
@@ -206,10 +212,11 @@ export async function startServices(settings: Settings): Promise<RunningServices
     services,
     metrics,
     gateway,
-    async stop(graceMs) {
+    publicDirectory: createPublicDirectory({ store, runtime, registry, configs, deleting }),
+    async stop(graceMs, others) {
       clearInterval(rules)
       for (const life of registry.all()) life.ladder.stop()
-      await proxy.stop(graceMs)
+      await Promise.all([proxy.stop(graceMs), others])
       await dns.stop()
       await Promise.all(registry.all().map((life) => life.settledDown()))
       runtime.close()

@@ -3,6 +3,7 @@ import { log } from '../../log.ts'
 import type { LogSource } from '../../runtime/logs.ts'
 import type { Store } from '../../store/store.ts'
 import type { AgentRow, ComputerRow, SleepReason } from '../../store/types.ts'
+import { Activity } from './activity.ts'
 import { Ladder, type LadderOptions } from './ladder.ts'
 import { agentFailed, decide, isSettled, type Step, type Wish } from './machine.ts'
 import { AgentRecord } from './record.ts'
@@ -26,11 +27,17 @@ export interface LifeDeps extends TreeDeps {
  */
 export class Life {
   readonly ladder: Ladder
+  /** Public traffic. */
+  readonly activity = new Activity()
   private readonly record: AgentRecord
   private readonly tree: AgentTree
   private queue: Promise<unknown> = Promise.resolve()
   /** Transitions under way or waiting. */
   private busy = 0
+  private lastTurn: Promise<unknown> | null = null
+  /** The wake that is under way. */
+  private waking: Promise<void> | null = null
+  private readonly atNextRun = new Set<() => void>()
   /** Builds that need it awake. */
   private holds = 0
   private readonly waitingForRelease: (() => void)[] = []
@@ -71,12 +78,30 @@ export class Life {
     return this.record.logSource
   }
 
+  /** It runs, and no transition is under way. */
+  get running(): boolean {
+    return this.busy === 0 && this.row()?.phase === 'running'
+  }
+
+  /** Calls back once, when it runs next or there is nothing of it any more. Wakes nobody. */
+  whenRunning(callback: () => void): void {
+    this.atNextRun.add(callback)
+  }
+
   /* ---- wishes ---- */
 
   /** Undefined: the agent runs and nothing is under way. Else resolves when it runs. Rejects with OrbError. */
-  wake(reason: 'llm' | 'manual' | 'build'): Promise<void> | undefined {
-    if (this.busy === 0 && this.row()?.phase === 'running') return undefined
-    return this.serial(async () => void (await this.wakeNow(reason)))
+  wake(reason: 'llm' | 'http' | 'manual' | 'build'): Promise<void> | undefined {
+    if (this.running) return undefined
+    // With a turn of its own each of many who wait would find the turns of the others under way, and wait for ever.
+    if (this.waking !== null && this.waking === this.lastTurn) return this.waking
+    const waking = this.serial(async () => void (await this.wakeNow(reason)))
+    this.waking = waking
+    const done = () => {
+      if (this.waking === waking) this.waking = null
+    }
+    waking.then(done, done)
+    return waking
   }
 
   /** Wakes it if need be; tells what that took. */
@@ -221,6 +246,16 @@ export class Life {
     return decision.kind === 'step' ? decision.step : null
   }
 
+  private turnOver(): void {
+    const row = this.row()
+    // One that could not be restored still has its image, and in that its connections.
+    const asleep =
+      row?.phase === 'frozen' || row?.phase === 'checkpointed' || (row?.phase === 'failed' && row.image !== null)
+    if (this.busy > 0 || asleep) return
+    for (const callback of this.atNextRun) callback()
+    this.atNextRun.clear()
+  }
+
   private later(work: () => Promise<void>): void {
     if (this.deletion.signal.aborted) return
     this.serial(work).catch((error) =>
@@ -233,7 +268,9 @@ export class Life {
     this.busy++
     const turn = this.queue.then(work).finally(() => {
       this.busy--
+      this.turnOver()
     })
+    this.lastTurn = turn
     this.queue = turn.catch(() => undefined)
     return turn
   }
