@@ -38,7 +38,10 @@ export const isSynced = async (dir: string): Promise<boolean> => existsSync(join
 export async function syncImage(dir: string): Promise<void> {
   if (!(await isComplete(dir)) || (await isSynced(dir))) return
   try {
-    for (const name of await readdir(dir)) await sync(join(dir, name))
+    for (const entry of await readdir(dir, { withFileTypes: true })) {
+      // A page daemon that was killed leaves its socket.
+      if (entry.isFile()) await sync(join(dir, entry.name))
+    }
     await (await open(join(dir, SYNCED), 'w')).close()
     await sync(dir)
   } catch (thrown) {
