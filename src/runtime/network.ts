@@ -4,6 +4,7 @@ import { log } from '../log.ts'
 import { type AppSocket, AppSockets } from './app-socket.ts'
 import { run } from './command.ts'
 import { type Connection, NftSets, SocketDiag } from './netlink.ts'
+import { networkRules } from './network-rules.ts'
 import { objectName } from './paths.ts'
 
 /** An IPv4 network. */
@@ -24,20 +25,6 @@ export interface NetworkOptions {
   /** Private networks that computers may reach all the same. */
   allow: string[]
 }
-
-/** Where no packet of a computer may go: RFC 6890's special ranges, of which 169.254/16 holds cloud metadata. */
-const PRIVATE_NETWORKS = [
-  '0.0.0.0/8',
-  '10.0.0.0/8',
-  '100.64.0.0/10',
-  '127.0.0.0/8',
-  '169.254.0.0/16',
-  '172.16.0.0/12',
-  '192.0.0.0/24',
-  '192.168.0.0/16',
-  '198.18.0.0/15',
-  '224.0.0.0-255.255.255.255',
-]
 
 const NETNS_DIR = '/run/netns'
 /** Network, gateway and broadcast address are no computer's. */
@@ -259,6 +246,18 @@ export class Network {
     }
   }
 
+  private rules(locked: Connection[]): string {
+    const { subnet, proxyPort, apiPort, allow } = this.options
+    return networkRules({
+      table: this.table,
+      gateway: this.gateway,
+      subnet: `${dotted(subnet.base)}/${subnet.bits}`,
+      ports: apiPort === null ? [proxyPort] : [proxyPort, apiPort],
+      allow,
+      locked,
+    })
+  }
+
   private async prepareHost(): Promise<void> {
     const label = `lo:${this.table.replace('_', '-')}`
     const addresses = await run(['ip', '-o', 'addr', 'show', 'dev', 'lo'])
@@ -266,73 +265,6 @@ export class Network {
       await run(['ip', 'addr', 'add', `${this.gateway}/32`, 'dev', 'lo', 'label', label])
     }
     atLeast('/proc/sys/net/ipv4/ip_forward', 1)
-  }
-
-  /** `add` before `delete` makes the deletion of a table that may not exist succeed; all of it is one transaction. */
-  private rules(locked: Connection[]): string {
-    const { table } = this
-    const subnet = `${dotted(this.options.subnet.base)}/${this.options.subnet.bits}`
-    const ports = [this.options.proxyPort, ...(this.options.apiPort === null ? [] : [this.options.apiPort])].join(', ')
-    const elements = (list: string[]) => (list.length > 0 ? `elements = { ${list.join(', ')} }` : '')
-    return `
-add table inet ${table}
-delete table inet ${table}
-table inet ${table} {
-  set locked { type ipv4_addr . inet_service . ipv4_addr . inet_service; ${elements(locked.map(lockElement))} }
-  set allowed { type ipv4_addr; flags interval; auto-merge; ${elements(this.options.allow)} }
-  set private { type ipv4_addr; flags interval; ${elements(PRIVATE_NETWORKS)} }
-  set permitted { type ipv4_addr . ipv4_addr . inet_service; }
-
-  chain locked_in { type filter hook prerouting priority raw; policy accept; ip saddr . tcp sport . ip daddr . tcp dport @locked drop; }
-  chain locked_out { type filter hook output priority raw; policy accept; ip daddr . tcp dport . ip saddr . tcp sport @locked drop; }
-
-  chain refuse {
-    meta l4proto tcp reject with tcp reset
-    reject with icmpx admin-prohibited
-  }
-
-  chain from_computer {
-    ct state established,related accept
-    ip daddr . tcp dport { ${ports
-      .split(', ')
-      .map((port) => `${this.gateway} . ${port}`)
-      .join(', ')} } accept
-    ip daddr ${this.gateway} udp dport 53 accept
-    ip daddr ${this.gateway} tcp dport 53 accept
-    ip daddr ${this.gateway} icmp type echo-request accept
-    ip daddr @allowed accept
-    ip saddr . ip daddr . tcp dport @permitted accept
-    goto refuse
-  }
-
-  chain input {
-    type filter hook input priority filter - 5; policy accept;
-    iifname "orb-*" meta nfproto ipv6 drop
-    iifname "orb-*" ip saddr 0.0.0.0/8 drop
-    iifname "orb-*" ip saddr ${subnet} jump from_computer
-  }
-
-  chain forward {
-    type filter hook forward priority filter - 5; policy accept;
-    ip daddr . tcp dport . ip saddr . tcp sport @locked drop
-    iifname "orb-*" meta nfproto ipv6 drop
-    ip daddr ${subnet} oifname "orb-*" ct state established,related accept
-    ip daddr ${subnet} oifname "orb-*" goto refuse
-    iifname != "orb-*" return
-    ip saddr != ${subnet} return
-    ct state established,related accept
-    ip daddr @allowed accept
-    ip saddr . ip daddr . tcp dport @permitted accept
-    ip daddr @private goto refuse
-    ip daddr ${subnet} goto refuse
-  }
-
-  chain outward {
-    type nat hook postrouting priority srcnat; policy accept;
-    ip saddr ${subnet} oifname != "orb-*" ip daddr != ${subnet} masquerade
-  }
-}
-`
   }
 }
 
@@ -343,9 +275,6 @@ const lockKey = ({ local, remote }: Connection): Uint8Array =>
   Uint8Array.of(...local.address, ...portBytes(local.port), ...remote.address, ...portBytes(remote.port))
 
 const portBytes = (port: number): number[] => [port >>> 8, port & 0xff, 0, 0]
-
-const lockElement = ({ local, remote }: Connection): string =>
-  `${local.address.join('.')} . ${local.port} . ${remote.address.join('.')} . ${remote.port}`
 
 function atLeast(file: string, value: number): void {
   if (Number(readFileSync(file, 'utf8')) < value) writeFileSync(file, String(value))
