@@ -108,8 +108,8 @@ describe('on a host with nothing but v2', () => {
     expect(read(`${NAME}/agent/cgroup.freeze`)).toBe('0')
     cgroups.kill(NAME, 'agent')
     expect(read(`${NAME}/agent/cgroup.kill`)).toBe('1')
-    cgroups.dropAgentCache(NAME)
-    expect(read(`${NAME}/agent/memory.reclaim`)).toBe('4096')
+    cgroups.dropCache(NAME)
+    expect(read(`${NAME}/memory.reclaim`)).toBe('8192')
   })
 
   test('a computer without cgroups has nothing, and that is no error', () => {
@@ -278,7 +278,7 @@ describe('on this host', () => {
       Bun.spawnSync(['sh', '-c', `sync ${file} && dd if=${file} iflag=nocache count=0 status=none`])
       expect(await start(name, 'agent', `cat ${file} > /dev/null`).exited).toBe(0)
       expect(cgroups.agentMemory(name)).toBeGreaterThan(16 * MB)
-      cgroups.dropAgentCache(name)
+      cgroups.dropCache(name)
       expect(cgroups.agentMemory(name)).toBeLessThan(4 * MB)
     } finally {
       rmSync(dirname(file), { recursive: true })

@@ -178,12 +178,15 @@ export class Cgroups {
     return Number(/^usage_usec (\d+)$/m.exec(readIfThere(join(this.v2(name, 'agent'), 'cpu.stat')))?.[1] ?? 0)
   }
 
-  /** Gives the page cache that the agent's tree left behind back to the host. Without a tree there is nothing to wait for. */
-  dropAgentCache(name: string): void {
-    const dir = join(this.dirOf('memory', name), 'agent')
+  /**
+   * Gives the page cache that a computer is charged for back to the host: what its agent left behind, and what commands
+   * beside it read, which may be the same programs.
+   */
+  dropCache(name: string): void {
+    const dir = this.dirOf('memory', name)
     try {
       if (this.v1.has('memory')) writeFileSync(join(dir, 'memory.force_empty'), '0')
-      else writeFileSync(join(dir, 'memory.reclaim'), String(this.agentMemory(name)))
+      else writeFileSync(join(dir, 'memory.reclaim'), readIfThere(join(dir, 'memory.current')).trim() || '0')
     } catch (thrown) {
       // EAGAIN and EBUSY: some pages could not be taken, which costs memory and nothing else. ENOENT: kernel before 5.19.
       if (!['EAGAIN', 'EBUSY', 'ENOENT'].includes(errnoCode(thrown) ?? '')) throw thrown

@@ -7,8 +7,10 @@ import { TestServer, tableOf } from '../../test/support/network.ts'
 import { shell, startRuntime, type TestRuntime } from '../../test/support/runtime.ts'
 import { processesIn, until } from '../../test/support/sweep.ts'
 import type { ComputerRow } from '../store/types.ts'
+import { Cgroups } from './cgroup.ts'
 import { CriuError } from './criu.ts'
 import { runningCriu } from './criu-processes.ts'
+import { objectName } from './paths.ts'
 import { Runtime } from './runtime.ts'
 
 setDefaultTimeout(60_000)
@@ -209,7 +211,11 @@ describe('what fails', () => {
     const thrown = await orb.runtime.checkpoints.dump(computer, IMAGE).catch((error) => error)
     expect(thrown).toBeInstanceOf(CriuError)
     expect(thrown.reason).not.toBe('criu gave no reason')
-    expect([processes(), orb.runtime.isFrozen(computer), await locked()]).toEqual([before, true, false])
+    expect([processes(), Cgroups.detect().isFrozen(objectName(computer.shortId)), await locked()]).toEqual([
+      before,
+      true,
+      false,
+    ])
     expect(existsSync(orb.runtime.checkpoints.imageDir(computer, IMAGE))).toBe(false)
     const said = readFileSync(log, 'utf8').length
     orb.runtime.thawAgent(computer)

@@ -83,7 +83,7 @@ export class Checkpoints {
   private tidyUp(name: string): void {
     try {
       this.cgroups.setFrozen(name, false)
-      this.cgroups.dropAgentCache(name)
+      this.cgroups.dropCache(name)
     } catch (error) {
       log('warn', 'memory of a sleeping agent is not all given back', { computer: name, error })
     }

@@ -108,7 +108,11 @@ export async function spawnAgent(files: LauncherFiles, options: AgentOptions): P
     const timer = setTimeout(() => child.kill('SIGKILL'), START_TIMEOUT_MS)
     const stdout = await firstLine(child.stdout, START_TIMEOUT_MS)
     clearTimeout(timer)
-    if (stdout === 'started') return
+    if (stdout === 'started') {
+      // The agent has let go of it; read or not, it would stay open here until the next garbage collection.
+      void child.stderr.cancel()
+      return
+    }
     if (stdout === null) throw new SpawnError('the program did not start in time')
     const stderr = await Promise.race([new Response(child.stderr).text(), Bun.sleep(STDERR_MS).then(() => '')])
     const errno = /^failed (\d+)$/.exec(stdout)?.[1]

@@ -256,10 +256,6 @@ export class Runtime {
     this.cgroups.setFrozen(objectName(spec.shortId), false)
   }
 
-  isFrozen(spec: ComputerSpec): boolean {
-    return this.cgroups.isFrozen(objectName(spec.shortId))
-  }
-
   /* ---- commands beside the agent ---- */
 
   /**

@@ -1,4 +1,4 @@
-import { OrbError } from '../../errors.ts'
+import { messageOf, OrbError } from '../../errors.ts'
 import { log } from '../../log.ts'
 import type { LogSource } from '../../runtime/logs.ts'
 import type { Store } from '../../store/store.ts'
@@ -114,7 +114,10 @@ export class Life {
     return this.serial(async () => {
       const row = this.record.existing()
       if (!still() || this.stepFor(row, 'freeze')?.action !== 'freeze') return
-      await this.deps.runtime.freezeAgent(this.computer)
+      await this.deps.runtime.freezeAgent(this.computer).catch((thrown) => {
+        this.record.say(`freeze failed: ${messageOf(thrown)}`)
+        throw thrown
+      })
       this.ladder.fellAsleep()
       this.record.step(row, { phase: 'frozen' })
     })
