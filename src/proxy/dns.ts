@@ -58,55 +58,56 @@ export async function startDns(options: DnsOptions): Promise<{ port: number; sto
     }
   }
 
-  const udp = await Bun.udpSocket({
+  // The stream first: of the two kinds its ports are the ones that a closed connection keeps for a while.
+  const tcp = Bun.listen<Connection>({
     hostname: options.hostname,
     port: options.port ?? DNS_PORT,
     socket: {
-      data(socket, query, port, address) {
-        void answer(address, Buffer.from(query), askUdp).then((reply) => {
-          if (reply && !socket.closed) socket.send(reply, port, address)
-        })
+      open(socket) {
+        const client = socket.remoteAddress
+        socket.data = { client, buffered: Buffer.alloc(0), busy: false, unsent: Buffer.alloc(0) }
+        socket.timeout(IDLE_CONNECTION_S)
+        if (connections.take(client)) return
+        // Not counted, so its end must not be either.
+        socket.data.client = ''
+        socket.terminate()
       },
-      error: (_, error) => log('warn', 'name server socket', { error }),
+      data(socket, chunk) {
+        const { data } = socket
+        data.buffered = Buffer.concat([data.buffered, chunk])
+        if (data.buffered.length > MAX_BUFFERED_BYTES) return void socket.terminate()
+        void serve(socket, answer)
+      },
+      drain(socket) {
+        socket.data.unsent = socket.data.unsent.subarray(socket.write(socket.data.unsent))
+      },
+      timeout: (socket) => void socket.terminate(),
+      error: (socket) => void socket.terminate(),
+      close: ({ data }) => connections.release(data.client),
     },
   })
   try {
-    const tcp = Bun.listen<Connection>({
+    const udp = await Bun.udpSocket({
       hostname: options.hostname,
-      port: udp.port,
+      port: tcp.port,
       socket: {
-        open(socket) {
-          const client = socket.remoteAddress
-          socket.data = { client, buffered: Buffer.alloc(0), busy: false, unsent: Buffer.alloc(0) }
-          socket.timeout(IDLE_CONNECTION_S)
-          if (connections.take(client)) return
-          // Not counted, so its end must not be either.
-          socket.data.client = ''
-          socket.terminate()
+        data(socket, query, port, address) {
+          void answer(address, Buffer.from(query), askUdp).then((reply) => {
+            if (reply && !socket.closed) socket.send(reply, port, address)
+          })
         },
-        data(socket, chunk) {
-          const { data } = socket
-          data.buffered = Buffer.concat([data.buffered, chunk])
-          if (data.buffered.length > MAX_BUFFERED_BYTES) return void socket.terminate()
-          void serve(socket, answer)
-        },
-        drain(socket) {
-          socket.data.unsent = socket.data.unsent.subarray(socket.write(socket.data.unsent))
-        },
-        timeout: (socket) => void socket.terminate(),
-        error: (socket) => void socket.terminate(),
-        close: ({ data }) => connections.release(data.client),
+        error: (_, error) => log('warn', 'name server socket', { error }),
       },
     })
     return {
-      port: udp.port,
+      port: tcp.port,
       async stop() {
         udp.close()
         tcp.stop(true)
       },
     }
   } catch (thrown) {
-    udp.close()
+    tcp.stop(true)
     throw thrown
   }
 }
