@@ -126,8 +126,12 @@ export class Cgroups {
 
   /** Host pids. */
   processes(name: string, leaf: Leaf): number[] {
-    const text = readIfThere(join(this.v2(name, leaf), 'cgroup.procs'))
-    return text.split('\n').filter(Boolean).map(Number)
+    return numbersIn(join(this.v2(name, leaf), 'cgroup.procs'))
+  }
+
+  /** Host numbers of the agent's threads. */
+  agentThreads(name: string): number[] {
+    return numbersIn(join(this.v2(name, 'agent'), 'cgroup.threads'))
   }
 
   isPopulated(name: string, leaf: Leaf): boolean {
@@ -250,6 +254,8 @@ const children = (dir: string): string[] =>
         .filter((entry) => entry.isDirectory())
         .map((entry) => entry.name)
     : []
+
+const numbersIn = (file: string): number[] => readIfThere(file).split('\n').filter(Boolean).map(Number)
 
 function readIfThere(file: string): string {
   try {

@@ -11,6 +11,7 @@ import { Commands, type ExecRequest, type ExecResult } from './commands.ts'
 import { type ComputerSpec, killLeaf, limitsOf, shmBytes, until } from './computer.ts'
 import { Criu } from './criu.ts'
 import * as disk from './disk.ts'
+import { isInTimedSleep, type Traffic, trafficOf } from './idle-signs.ts'
 import { readNotes } from './image.ts'
 import { installPid1, readExit } from './inside.ts'
 import * as launcher from './launcher.ts'
@@ -207,6 +208,16 @@ export class Runtime {
   /** CPU time of the agent's tree so far, in microseconds. */
   agentCpuUs(spec: ComputerSpec): number {
     return this.cgroups.agentCpuUs(objectName(spec.shortId))
+  }
+
+  /** Whether a thread of the agent's tree sleeps for a time that it has set itself; one that waits for something does not. */
+  agentInTimedSleep(spec: ComputerSpec): boolean {
+    return this.cgroups.agentThreads(objectName(spec.shortId)).some(isInTimedSleep)
+  }
+
+  /** What has passed between the computer and the world so far. @param last what it said before */
+  traffic(spec: ComputerSpec, last: Traffic | null): Traffic {
+    return trafficOf(objectName(spec.shortId), last)
   }
 
   oomKills(spec: ComputerSpec): number {
