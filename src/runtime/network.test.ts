@@ -178,6 +178,8 @@ describe('a computer cannot', () => {
     await using net = await TestNetwork.start(testNetwork({ proxyPort: 1 }))
     const computer = await net.computer()
     expect(await ip('-6', 'addr', 'show', 'dev', computer.name)).toBe('')
+    // Its kernel has no address from which it could ask for routers.
+    expect(await ip('-n', computer.name, '-6', 'addr', 'show', 'dev', 'eth0')).toBe('')
     // Even if the server had an address there.
     await ip('-6', 'addr', 'add', 'fd6f:7262::1/64', 'dev', computer.name, 'nodad')
     await ip('-n', computer.name, '-6', 'addr', 'add', 'fd6f:7262::2/64', 'dev', 'eth0', 'nodad')

@@ -119,6 +119,8 @@ export class Network {
       ['ip', '-n', name, '-batch', '-'],
       [
         'link set lo up',
+        // Without an address for it the kernel would still ask for IPv6 routers, for ever: traffic of an idle agent.
+        'link set eth0 addrgenmode none',
         `addr add ${address}/32 dev eth0`,
         'link set eth0 up',
         `route add ${this.gateway}/32 dev eth0`,
