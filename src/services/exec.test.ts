@@ -9,6 +9,7 @@ const WHO: Principal = { orgId: 'o', keyId: 'k', scope: 'full', role: 'admin' }
 function setUp() {
   const requests: ExecRequest[] = []
   const held: PromiseWithResolvers<ExecResult>[] = []
+  const leased: string[] = []
   const exec = createExec({
     runtime: {
       exec: (_, request) => {
@@ -26,8 +27,12 @@ function setUp() {
       ports: [],
       replica: null,
     }),
+    lease: ({ id }) => {
+      leased.push(id)
+      return () => void leased.splice(leased.indexOf(id), 1)
+    },
   })
-  return { exec, requests, held }
+  return { exec, requests, held, leased }
 }
 
 const computer = (id: string): ComputerRow => ({
@@ -74,6 +79,19 @@ test('runs the command by bash in /agent/data and answers with what it said', as
     maxBytes: 1024 * 1024,
   })
   expect(requests[0]?.env).toMatchObject({ ORB_PROXY_URL: 'http://p', HOME: '/root' })
+})
+
+test('keeps the agent from being idle while it runs, however it ends', async () => {
+  const { exec, held, leased } = setUp()
+  const input = { command: 'true', timeout_secs: 1 }
+  const running = [exec.run(WHO, 'a', input), exec.run(WHO, 'b', input)]
+  expect(leased).toEqual(['a', 'b'])
+  held[0]?.resolve(result)
+  await running[0]
+  expect(leased).toEqual(['b'])
+  held[1]?.reject(new Error('could not be started'))
+  await expect(running[1]).rejects.toThrow('could not be started')
+  expect(leased).toEqual([])
 })
 
 test('refuses the 33rd at once in a computer, but not in another, and takes it once one has ended', async () => {

@@ -9,6 +9,8 @@ export interface ExecDeps {
   /** Throws `not_found`. */
   lookup: { computer(who: Principal, id: string): ComputerRow }
   environmentFacts(computer: ComputerRow): EnvironmentFacts
+  /** Keeps the computer's agent, if it is awake, from being put to sleep as idle until the returned function is called. */
+  lease(computer: ComputerRow): () => void
 }
 
 /** Limits of the Orb Cloud contract §8 and §20. */
@@ -35,6 +37,7 @@ export function createExec(deps: ExecDeps): Services['exec'] {
         throw new OrbError('too_many_sessions', `at most ${MAX_PARALLEL} commands may run in a computer at once`)
       }
       running.set(computer.id, parallel + 1)
+      const release = deps.lease(computer)
       try {
         const result = await deps.runtime.exec(computer, {
           argv: shellCommand(command),
@@ -53,6 +56,7 @@ export function createExec(deps: ExecDeps): Services['exec'] {
           duration_ms: result.durationMs,
         }
       } finally {
+        release()
         const left = (running.get(computer.id) ?? 1) - 1
         if (left === 0) running.delete(computer.id)
         else running.set(computer.id, left)

@@ -16,6 +16,7 @@ import type { ComputerRow } from '../store/types.ts'
 import { VERSION } from '../version.ts'
 import { createAccounts } from './accounts.ts'
 import { ConfigCache, createDirectory } from './agents/directory.ts'
+import { startIdleSleep } from './agents/idle.ts'
 import { AGENT_PORT } from './agents/machine.ts'
 import { createPublicDirectory } from './agents/public-directory.ts'
 import { asleep, Registry } from './agents/registry.ts'
@@ -187,7 +188,12 @@ export async function startServices(settings: Settings): Promise<RunningServices
     }),
     builds,
     agents,
-    exec: createExec({ runtime, lookup, environmentFacts: factsOf }),
+    exec: createExec({
+      runtime,
+      lookup,
+      environmentFacts: factsOf,
+      lease: (computer) => registry.of(computer).activity.lease(),
+    }),
     logs: createLogs(registry, findComputer),
     files: createFiles(runtime, findComputer),
     system: createSystem({
@@ -203,6 +209,17 @@ export async function startServices(settings: Settings): Promise<RunningServices
   builds.recover()
   await runtime.removeStrays(new Set(store.computers.all().map((computer) => computer.id)))
   await recoverAgents(registry, boot)
+  const stopIdleSleep = startIdleSleep({
+    runtime,
+    lives: () => registry.all(),
+    windowMs(computer) {
+      const lifecycle = configs.deployed(computer.id)?.lifecycle
+      if (checkpointProblem !== null || lifecycle?.sleep !== 'auto') return null
+      return (lifecycle.idleTimeoutMs ?? settings.idleTimeoutMs) || null
+    },
+    cpuPercent: settings.idleCpuPercent,
+    usualWindowMs: settings.idleTimeoutMs || Number.POSITIVE_INFINITY,
+  })
 
   const rules = setInterval(() => {
     runtime.network.ensureRules().catch((error) => log('error', 'the rules of the computers cannot be made', { error }))
@@ -215,6 +232,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     publicDirectory: createPublicDirectory({ store, runtime, registry, configs, deleting }),
     async stop(graceMs, others) {
       clearInterval(rules)
+      stopIdleSleep()
       for (const life of registry.all()) life.ladder.stop()
       await Promise.all([proxy.stop(graceMs), others])
       await dns.stop()

@@ -62,7 +62,7 @@ beforeAll(async () => {
     },
     resolve: async () => [host.runtime.network.gateway],
   })
-  exec = createExec({ runtime: host.runtime, lookup, environmentFacts })
+  exec = createExec({ runtime: host.runtime, lookup, environmentFacts, lease: () => () => undefined })
 }, TEST_TIMEOUT_MS)
 
 afterAll(async () => {

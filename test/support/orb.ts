@@ -97,6 +97,8 @@ export class Orb {
       ORB_CHECKPOINT_AFTER: `${CHECKPOINT_AFTER_MS}ms`,
       // Of the short time before a freeze, the work of sending a request is a larger share than of a real ladder's.
       ORB_BUSY_CPU_PERCENT: '50',
+      // Tests talk to agents by exec, which wakes nobody.
+      ORB_IDLE_TIMEOUT: '1h',
       ...options.env,
     }
   }

@@ -149,10 +149,12 @@ export class Life {
   /** Keeps the agent awake until the returned function is called; a sleeping one is woken first. */
   async hold(): Promise<() => void> {
     this.holds++
+    const endLease = this.activity.lease()
     let released = false
     const release = () => {
       if (released) return
       released = true
+      endLease()
       this.holds--
       for (const resolve of this.waitingForRelease.splice(0)) resolve()
       this.ladder.touch()
