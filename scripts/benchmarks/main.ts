@@ -1,20 +1,25 @@
 /** What `scripts/bench` runs once dist/orb is built. */
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
-import { availableParallelism, release } from 'node:os'
-import { dirname, join } from 'node:path'
+import { join } from 'node:path'
+import { parseArgs } from 'node:util'
 import { z } from 'zod'
 import { removeOrb } from '../support/orb.ts'
-import { type Benchmark, type Result, ratios } from './figures.ts'
-import { wake } from './wake.ts'
+import type { Benchmark, Figure, Result } from './figures.ts'
+import { RESULTS, saveResult } from './results.ts'
+import { tableOf } from './table.ts'
 
-const BENCHMARKS: Record<string, Benchmark> = { wake }
-const RESULTS = join(import.meta.dir, '../../bench/results.json')
+/** In the order in which they run. Each file exports its `benchmark`. */
+const BENCHMARKS: Record<string, () => Promise<{ benchmark: Benchmark }>> = {
+  wake: () => import('./wake.ts'),
+}
+
 /** On a disk, as the data of a real orb; /tmp may be memory. */
 const WORK_PARENT = '/var/tmp'
+const EXIT_BROKEN = 1
+const EXIT_USAGE = 2
 const EXIT_INTERRUPTED = 130
 
-async function measure(name: string, benchmark: Benchmark, argument: string | undefined): Promise<Result> {
+async function measure(name: string, benchmark: Benchmark, rounds: number | undefined): Promise<Result> {
   const dir = await mkdtemp(join(WORK_PARENT, 'orb-bench-'))
   const cleanUps: (() => unknown)[] = [
     () => rm(dir, { recursive: true, force: true }),
@@ -25,8 +30,8 @@ async function measure(name: string, benchmark: Benchmark, argument: string | un
       try {
         await work()
       } catch (thrown) {
-        console.error(`clean-up: ${thrown instanceof Error ? thrown.message : thrown}`)
-        process.exitCode = 1
+        console.error(`${name}: clean-up: ${reasonOf(thrown)}`)
+        process.exitCode = EXIT_BROKEN
       }
     }
   }
@@ -34,69 +39,58 @@ async function measure(name: string, benchmark: Benchmark, argument: string | un
   let cleaning: Promise<void> | null = null
   const cleanUp = () => (cleaning ??= cleanUpAll())
   const interrupt = () => void cleanUp().then(() => process.exit(EXIT_INTERRUPTED))
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.once(signal, interrupt)
+  const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
+  for (const signal of signals) process.once(signal, interrupt)
   try {
-    return await benchmark({
+    return await benchmark.run({
       dir,
-      argument,
+      rounds,
       onCleanUp: (work) => cleanUps.push(work),
       progress: (line) => console.error(`${name}: ${line}`),
     })
   } finally {
     await cleanUp()
+    for (const signal of signals) process.off(signal, interrupt)
   }
 }
 
-function print(result: Result): void {
-  const { title, rows, target, details } = result
-  const width = Math.max(...Object.keys(rows).map((name) => name.length))
-  console.log(
-    `${title} (${Object.entries(details)
-      .map(([key, value]) => `${key} ${value}`)
-      .join(', ')})`,
-  )
-  console.log(`  ${''.padEnd(width)}  ${['p50', 'p99', 'min', 'max'].map((head) => `${head} ms`.padStart(9)).join('')}`)
-  for (const [name, { p50_ms, p99_ms, min_ms, max_ms }] of Object.entries(rows)) {
-    console.log(
-      `  ${name.padEnd(width)}  ${[p50_ms, p99_ms, min_ms, max_ms].map((ms) => ms.toFixed(1).padStart(9)).join('')}`,
-    )
+const reasonOf = (thrown: unknown): string => (thrown instanceof Error ? thrown.message : String(thrown))
+
+function parseCommandLine(): { names: string[]; rounds: number | undefined } {
+  const { values, positionals } = parseArgs({ options: { rounds: { type: 'string' } }, allowPositionals: true })
+  const unknown = positionals.find((name) => !(name in BENCHMARKS))
+  if (unknown !== undefined)
+    throw new Error(`no benchmark ${unknown}; there are: ${Object.keys(BENCHMARKS).join(', ')}`)
+  const rounds = z.coerce.number().int().min(1).optional().safeParse(values.rounds)
+  if (!rounds.success) throw new Error('--rounds must be a whole number from 1 on')
+  const names = Object.keys(BENCHMARKS).filter((name) => positionals.length === 0 || positionals.includes(name))
+  return { names, rounds: rounds.data }
+}
+
+async function main(): Promise<void> {
+  const { names, rounds } = parseCommandLine()
+  const sections: { title: string; figures: Figure[] }[] = []
+  for (const name of names) {
+    try {
+      const benchmark = (await BENCHMARKS[name]?.())?.benchmark
+      if (benchmark === undefined) continue
+      const result = await measure(name, benchmark, rounds)
+      saveResult(name, benchmark.title, result)
+      sections.push({ title: `${name}: ${benchmark.title}`, figures: result.figures })
+    } catch (thrown) {
+      console.error(`${name}: the benchmark failed: ${reasonOf(thrown)}`)
+      process.exitCode = EXIT_BROKEN
+    }
   }
-  for (const [index, { peer, ratio }] of ratios(result).entries()) {
-    const verdict = index > 0 ? '' : `; target: at least ${target} times: ${isMet(result) ? 'met' : 'MISSED'}`
-    console.log(`  orb is ${ratio} times faster at p50 than ${peer}${verdict}`)
-  }
+  if (sections.length === 0) return
+  console.log(tableOf(sections))
+  console.error(`the figures are in ${RESULTS}`)
 }
 
-const isMet = (result: Result): boolean => (ratios(result)[0]?.ratio ?? 0) >= result.target
-
-/** Results of benchmarks that were not run now stay. */
-function save(name: string, result: Result): void {
-  const known = existsSync(RESULTS)
-    ? z.record(z.string(), z.unknown()).parse(JSON.parse(readFileSync(RESULTS, 'utf8')))
-    : {}
-  const machine = { kernel: release(), cpus: availableParallelism() }
-  mkdirSync(dirname(RESULTS), { recursive: true })
-  writeFileSync(
-    RESULTS,
-    `${JSON.stringify({ ...known, [name]: { at: new Date().toISOString(), ...machine, ...result, ratios: ratios(result) } }, null, 2)}\n`,
-  )
-}
-
-const [chosen, argument] = process.argv.slice(2)
-if (chosen !== undefined && !(chosen in BENCHMARKS)) {
-  console.error(`no benchmark ${chosen}; there are: ${Object.keys(BENCHMARKS).join(', ')}`)
-  process.exit(2)
-}
 try {
-  for (const [name, benchmark] of Object.entries(BENCHMARKS)) {
-    if (chosen !== undefined && name !== chosen) continue
-    const result = await measure(name, benchmark, argument)
-    print(result)
-    save(name, result)
-    if (!isMet(result)) process.exitCode = 1
-  }
+  await main()
 } catch (thrown) {
-  console.error(`the benchmark failed: ${thrown instanceof Error ? thrown.message : thrown}`)
-  process.exitCode = 1
+  console.error(reasonOf(thrown))
+  process.exitCode = EXIT_USAGE
 }
 process.exit()
