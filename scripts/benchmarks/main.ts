@@ -11,6 +11,8 @@ import { tableOf } from './table.ts'
 /** In the order in which they run. Each file exports its `benchmark`. */
 const BENCHMARKS: Record<string, () => Promise<{ benchmark: Benchmark }>> = {
   wake: () => import('./wake.ts'),
+  proxy: () => import('./proxy.ts'),
+  streams: () => import('./streams.ts'),
 }
 
 /** On a disk, as the data of a real orb; /tmp may be memory. */

@@ -21,6 +21,7 @@ type Body = string | Uint8Array<ArrayBuffer> | Record<string, unknown>
 
 export interface PrivateOrb {
   url: string
+  pid: number
   dataDir: string
   computer(name: string, runtimeMb: number, diskMb: number): Promise<Computer>
   /** Stops it; whatever is asleep or awake stays so. */
@@ -55,6 +56,7 @@ export async function startOrb(dataDir: string, settings: Record<string, unknown
   ).api_key
   return {
     url,
+    pid: child.pid,
     dataDir,
     computer: async (name, runtime_mb, disk_mb) => {
       const made = computerSchema.parse(await call(url, key, 'POST', '/v1/computers', { name, runtime_mb, disk_mb }))

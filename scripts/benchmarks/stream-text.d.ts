@@ -1,0 +1,1 @@
+export function streamChunk(id: number, index: number): string
