@@ -105,7 +105,7 @@ export class Ladder {
     // One stop on the way, so that the CPU share before the freeze is known.
     const sampleAt = Math.max(0, freezeAfterMs - CPU_WINDOW_MS)
     const next = [sampleAt, freezeAfterMs, checkpointAfterMs].find((at) => at > elapsed) ?? checkpointAfterMs
-    if (this.cpu.at < this.since) this.sampleCpu()
+    if (elapsed >= sampleAt && this.cpu.at < this.since) this.sampleCpu()
     this.timer = setTimeout(() => void this.act(), delayMs ?? Math.max(0, next - elapsed) + TIMER_SLACK_MS)
   }
 
