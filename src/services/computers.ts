@@ -63,10 +63,10 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
   async function discard(computer: ComputerRow): Promise<void> {
     await runtime.down(computer)
     await registry.remove(computer)
-    deps.configs.forget(computer.id)
     deps.forgetCalls(computer.id)
     // The row goes before the files: what a crash leaves without a row is cleared away at the next start.
     store.computers.remove(computer.id)
+    deps.configs.forget(computer.id)
     await runtime.erase(computer)
   }
 

@@ -15,10 +15,29 @@ export function configRepository(db: Database) {
     `SELECT computer_id AS computerId, kind, json, toml, source, updated_at AS updatedAt
      FROM configs WHERE computer_id = $computerId AND kind = $kind`,
   )
+  // Each LLM call needs one, and a query costs as much as all the rest that is done for it here.
+  const known = new Map<string, ConfigRow>()
+  const keyOf = (computerId: string, kind: ConfigRow['kind']): string => `${kind} ${computerId}`
   return {
     /** Replaces the one of the same computer and kind. */
-    put: (row: ConfigRow): void => void put.run({ ...row }),
-    get: (computerId: string, kind: ConfigRow['kind']): ConfigRow | null => get.get({ computerId, kind }),
+    put(row: ConfigRow): void {
+      known.delete(keyOf(row.computerId, row.kind))
+      put.run({ ...row })
+    },
+    /** The same object until it is replaced. */
+    get(computerId: string, kind: ConfigRow['kind']): ConfigRow | null {
+      // What a transaction reads may never come true.
+      if (db.inTransaction) return get.get({ computerId, kind })
+      const key = keyOf(computerId, kind)
+      const row = known.get(key) ?? get.get({ computerId, kind })
+      if (row) known.set(key, row)
+      return row
+    },
+    /** The computer is deleted, and its rows with it. */
+    forget(computerId: string): void {
+      known.delete(keyOf(computerId, 'stored'))
+      known.delete(keyOf(computerId, 'deployed'))
+    },
   }
 }
 

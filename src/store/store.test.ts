@@ -227,6 +227,26 @@ describe('configs and secrets', () => {
     })
   })
 
+  test('a config that was read is read no more until it is replaced; what was rolled back was never there', () => {
+    const row = { computerId: 'aaaaaaaa-1', kind: 'stored', toml: null, source: 'inline', updatedAt: 1 } as const
+    const json = () => store.configs.get('aaaaaaaa-1', 'stored')?.json
+    store.configs.put({ ...row, json: '1' })
+    expect(store.configs.get('aaaaaaaa-1', 'stored')).toBe(store.configs.get('aaaaaaaa-1', 'stored'))
+    const replaceInVain = () =>
+      store.transaction(() => {
+        store.configs.put({ ...row, json: '2' })
+        expect(json()).toBe('2')
+        throw new Error('in vain')
+      })
+    expect(replaceInVain).toThrow('in vain')
+    expect(json()).toBe('1')
+    store.configs.put({ ...row, json: '3' })
+    expect(json()).toBe('3')
+    store.computers.remove('aaaaaaaa-1')
+    store.configs.forget('aaaaaaaa-1')
+    expect(json()).toBeUndefined()
+  })
+
   test('only the secrets that are put change', () => {
     const secret = (name: string, byte: number) => ({ computerId: 'aaaaaaaa-1', name, sealed: new Uint8Array([byte]) })
     store.secrets.put([secret('A', 1), secret('B', 2)])

@@ -1,7 +1,7 @@
 import type { LlmCall, LlmDirectory } from '../../proxy/types.ts'
 import type { Runtime } from '../../runtime/runtime.ts'
 import type { Store } from '../../store/store.ts'
-import type { ComputerRow } from '../../store/types.ts'
+import type { ComputerRow, ConfigRow } from '../../store/types.ts'
 import type { Metrics } from '../metrics.ts'
 import { fromJson, type OrbConfig } from '../orb-toml.ts'
 import type { Registry } from './registry.ts'
@@ -62,9 +62,9 @@ function counted(call: LlmCall, metrics: Metrics): LlmCall {
   }
 }
 
-/** Parsed configurations: read at each LLM call, so they are kept until the stored row changes. */
+/** Parsed configurations: read at each LLM call, so they are kept until the stored row is replaced. */
 export class ConfigCache {
-  private readonly parsed = new Map<string, { json: string; config: OrbConfig }>()
+  private readonly parsed = new WeakMap<ConfigRow, OrbConfig>()
 
   constructor(private readonly store: Store) {}
 
@@ -82,18 +82,16 @@ export class ConfigCache {
   }
 
   forget(computerId: string): void {
-    this.parsed.delete(`${computerId} deployed`)
-    this.parsed.delete(`${computerId} stored`)
+    this.store.configs.forget(computerId)
   }
 
   private read(computerId: string, kind: 'deployed' | 'stored'): OrbConfig | null {
     const row = this.store.configs.get(computerId, kind)
     if (!row) return null
-    const key = `${computerId} ${kind}`
-    const known = this.parsed.get(key)
-    if (known?.json === row.json) return known.config
+    const known = this.parsed.get(row)
+    if (known) return known
     const config = fromJson(row.json)
-    this.parsed.set(key, { json: row.json, config })
+    this.parsed.set(row, config)
     return config
   }
 }
