@@ -1,13 +1,16 @@
 // The agent of the benchmark `proxy`: the same call by each way in turn, and each way's times in its report.
 import { clockMs, Connection, report, requestBytes } from './proxy-client.js'
 
-const { upstream, gateway, calls, streams, warmUp, newConnections, headers } = JSON.parse(process.env.BENCH_PLAN)
-const question = (stream) =>
+const { upstream, gateway, calls, largeCalls, streams, warmUp, newConnections, headers } = JSON.parse(process.env.BENCH_PLAN)
+/** What an agent sends in the middle of its work: the whole conversation. */
+const LARGE_BYTES = 64 * 1024
+const SENTENCE = 'You are the other side of a benchmark. '
+const question = (stream, bytes = 1024) =>
   JSON.stringify({
     model: 'bench',
     stream,
     messages: [
-      { role: 'system', content: 'You are the other side of a benchmark. '.repeat(20) },
+      { role: 'system', content: SENTENCE.repeat(bytes / SENTENCE.length) },
       { role: 'user', content: 'How long does this take?' },
     ],
   })
@@ -17,21 +20,23 @@ const ways = Object.entries(WAYS).map(([name, base]) => ({
   name,
   base,
   call: requestBytes(`${base}/v1/chat/completions`, headers, question(false)),
+  large: requestBytes(`${base}/v1/chat/completions`, headers, question(false, LARGE_BYTES)),
   stream: requestBytes(`${base}/v1/chat/completions`, headers, question(true)),
   connection: null,
-  times: { call: [], chunk: [], first: [] },
+  times: { call: [], large: [], chunk: [], first: [] },
 }))
 
 /** Who comes first changes from round to round. */
 const inTurn = (round) => ways.map((_, index) => ways[(index + round) % ways.length])
 
-async function plainCalls() {
-  for (let round = -warmUp; round < calls; round++) {
-    for (const way of inTurn(round + warmUp)) {
+/** @param kind `call` or `large` */
+async function plainCalls(kind, count, before) {
+  for (let round = -before; round < count; round++) {
+    for (const way of inTurn(round + before)) {
       const began = performance.now()
-      await way.connection.call(way.call)
+      await way.connection.call(way[kind])
       const took = performance.now() - began
-      if (round >= 0) way.times.call.push(took)
+      if (round >= 0) way.times[kind].push(took)
     }
   }
 }
@@ -71,7 +76,8 @@ async function reconnect() {
 
 try {
   await reconnect()
-  await plainCalls()
+  await plainCalls('call', calls, warmUp)
+  await plainCalls('large', largeCalls, warmUp / 10)
   await report(upstream, { progress: 'plain calls are done' })
   await reconnect()
   await streamedCalls()

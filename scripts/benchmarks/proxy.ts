@@ -15,6 +15,7 @@ const WARM_UP_CALLS = 1000
 const STREAMS = 100
 const CHUNKS_PER_STREAM = 30
 const CHUNK_EVERY_MS = 4
+const LARGE_CALLS = 1000
 const NEW_CONNECTIONS = 300
 const CALL_P50_MS = 0.4
 const CALL_P99_MS = 1.5
@@ -28,7 +29,8 @@ export const benchmark: Benchmark = {
   run,
 }
 
-const Times = z.object({ call: z.array(z.number()), chunk: z.array(z.number()), first: z.array(z.number()) })
+const Samples = z.array(z.number())
+const Times = z.object({ call: Samples, large: Samples, chunk: Samples, first: Samples })
 const Report = z.union([
   z.object({ progress: z.string() }),
   z.object({ times: z.object({ direct: Times, orb: Times, gateway: Times }) }),
@@ -49,6 +51,7 @@ async function run(context: BenchmarkContext): Promise<Result> {
       upstream: upstream.url,
       gateway: `http://${address}:${portkey.port}`,
       calls: rounds,
+      largeCalls: LARGE_CALLS,
       streams: STREAMS,
       warmUp: WARM_UP_CALLS,
       newConnections: NEW_CONNECTIONS,
@@ -70,6 +73,7 @@ async function run(context: BenchmarkContext): Promise<Result> {
     return {
       figures: [
         ...added('added to a call', 'call', { p50: CALL_P50_MS, p99: CALL_P99_MS }),
+        ...added('added to a call of 64 KB', 'large', {}),
         ...added('added to an SSE chunk', 'chunk', { p50: CHUNK_MS, p99: CHUNK_MS }),
         ...added('added to a call on a new connection', 'first', {}),
       ],
