@@ -14,6 +14,7 @@ describe('a figure', () => {
     ['a peer to compare with alone', { peer: { name: 'p', measured: 1 } }, undefined],
     ['a peer beaten as it must be', { peer: { name: 'p', measured: 20, timesAtLeast: 2 } }, true],
     ['a peer not beaten by enough', { peer: { name: 'p', measured: 19, timesAtLeast: 2 } }, false],
+    ['nothing at all beside a peer', { measured: 0, peer: { name: 'p', measured: 19, timesAtLeast: 2 } }, true],
     [
       'the target met, the peer not',
       { target: { atMost: 10 }, peer: { name: 'p', measured: 9, timesAtLeast: 1 } },

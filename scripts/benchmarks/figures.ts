@@ -92,15 +92,16 @@ export function spreadOf(samples: number[]): Spread {
   return { p50: at(0.5), p99: at(0.99), min: at(0), max: at(1) }
 }
 
-/** How many times as much as orb's the peer's figure is. */
+/** How many times as much as orb's the peer's figure is; undefined also where orb's is nothing at all. */
 export const ratioOf = ({ measured, peer }: Figure): number | undefined =>
-  peer === undefined ? undefined : peer.measured / measured
+  peer === undefined || measured <= 0 ? undefined : peer.measured / measured
 
 /** Undefined: there is nothing that it has to reach. */
 export function isMet(figure: Figure): boolean | undefined {
   const { measured, target, peer } = figure
   const verdicts: boolean[] = []
   if (target !== undefined) verdicts.push('atMost' in target ? measured <= target.atMost : measured >= target.atLeast)
-  if (peer?.timesAtLeast !== undefined) verdicts.push((ratioOf(figure) ?? 0) >= peer.timesAtLeast)
+  if (peer?.timesAtLeast !== undefined)
+    verdicts.push((ratioOf(figure) ?? Number.POSITIVE_INFINITY) >= peer.timesAtLeast)
   return verdicts.length === 0 ? undefined : verdicts.every(Boolean)
 }
