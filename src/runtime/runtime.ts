@@ -84,6 +84,7 @@ export class Runtime {
     await writeFile(join(data.run, 'seccomp'), seccompFilter(), { mode: 0o600 })
     shareInotify()
     const cgroups = Cgroups.detect()
+    await cgroups.allowQuickMoves()
     const [base, devices] = await Promise.all([prepareBase(options.base, data.images), prepareDevices(data.images)])
     const locked = new Map(
       asleep.map(({ spec, image }) => {
