@@ -1,5 +1,5 @@
-import { statSync } from 'node:fs'
-import { readFile, rm } from 'node:fs/promises'
+import { readdirSync, rmSync, statSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { RuntimeFiles } from './bundle.ts'
 import { HOST_ENVIRONMENT } from './command.ts'
@@ -51,13 +51,16 @@ export class CriuError extends Error {
 
 /** Deleted files that the agent still holds open are saved up to this size each. */
 const GHOST_LIMIT_BYTES = 512 * 1024 * 1024
-/** The descriptor that criu finds the network namespace at. */
-const NETNS_FD = 9
 /** Where orb-init puts an empty tmpfs for criu. */
 const FRESH_SHM = '/run/shm'
-const NETNS_KEY = 'orbnet'
 /** A task that cannot be seized (somebody traces it) will not be in ten seconds either, criu's own limit. */
 const SEIZE_TIMEOUT_S = 3
+/** Up to this much is read in less time than it takes to have a page daemon ready and each page asked for. */
+const EAGER_BYTES = Number(process.env.EAGER ?? 32) * 1024 * 1024
+/** Where orb-init lets criu wait for the page daemon, and the descriptor on which that tells it that it listens. */
+const GATE = '/run/gate'
+const STATUS_FD = '8'
+const PAGES_SOCKET = 'lazy-pages.socket'
 /** The network is locked, and processes are put into cgroups, by orb. */
 const COMMON_FLAGS = ['--tcp-established', '--network-lock', 'skip', '--manage-cgroups=ignore', '--file-locks']
 
@@ -75,16 +78,14 @@ export class Criu {
    */
   async dump(options: DumpOptions): Promise<void> {
     const { dir } = options
-    const netnsInode = statSync(options.netns).ino
     const criu = this.spawn(
-      options.initPid,
+      options,
       dir,
       DUMP_RESULT,
       [],
       [
         'dump',
         ...['-t', String(options.pid), '-D', dir, '-o', join(dir, 'dump.log'), '-v1', '--root', options.rootfs],
-        ...['--external', `net[${netnsInode}]:${NETNS_KEY}`],
         ...mounts(options).flatMap(({ path, key }) => ['--external', `mnt[${path}]:${key}`]),
         ...COMMON_FLAGS,
         ...['--freeze-cgroup', options.freezerDir, '--timeout', String(SEIZE_TIMEOUT_S)],
@@ -95,59 +96,68 @@ export class Criu {
   }
 
   /**
-   * Brings an agent back. It runs when this returns; its pages follow on demand. The image must stay until `drained`.
+   * Brings an agent back. It runs when this returns. A small image is read as a whole; of a large one the pages follow
+   * on demand, and it must stay until `drained`.
    * @throws CriuError; the image is untouched
    */
   async restore(options: RestoreOptions): Promise<{ drained: Promise<boolean> }> {
-    const { dir, initPid } = options
-    const socket = join(dir, 'lazy-pages.socket')
-    for (const name of [RESTORE_RESULT, PAGES_DRAINED]) await rm(join(dir, name), { force: true })
-    await rm(socket, { force: true })
-    const lazyArgv = ['lazy-pages', '-D', dir, '-o', join(dir, 'lazy-pages.log'), '-v1']
-    const daemon = this.spawn(initPid, dir, PAGES_DRAINED, [], lazyArgv)
-    // Both are started at once: the second makes itself ready while the first learns to listen.
+    const { dir } = options
+    for (const name of [RESTORE_RESULT, PAGES_DRAINED, PAGES_SOCKET]) rmSync(join(dir, name), { force: true })
+    const lazy = pageBytes(dir) > EAGER_BYTES
     const restore = this.spawn(
-      initPid,
+      options,
       dir,
       RESTORE_RESULT,
       [
         ...options.cgroups.flatMap((file) => ['--cgroup', file]),
-        ...['--fd', `${NETNS_FD}=${options.netns}`, '--wait', socket, '--shm', String(options.shmBytes)],
+        ...['--shm', String(options.shmBytes)],
+        ...(lazy ? ['--drained', join(dir, PAGES_DRAINED)] : []),
       ],
       [
         'restore',
         ...['-d', '-D', dir, '-o', join(dir, 'restore.log'), '-v1', '--root', options.rootfs],
-        ...['--inherit-fd', `fd[${NETNS_FD}]:${NETNS_KEY}`],
         ...mounts(options).flatMap(({ key, source }) => ['--external', `mnt[${key}]:${source}`]),
         ...COMMON_FLAGS,
-        '--lazy-pages',
+        ...(lazy ? ['--lazy-pages', '--config', GATE] : []),
       ],
+      lazy ? ['lazy-pages', '-D', dir, '-o', join(dir, 'lazy-pages.log'), '-v1', '--status-fd', STATUS_FD] : [],
     )
-    // Without its daemon the restore would wait for pages for ever.
-    let over = false
-    void daemon.exited.then((code) => code !== 0 && !over && restore.kill())
-    const code = await bounded(restore, options.timeoutMs)
-    over = true
-    if (code === 0) return { drained: daemon.exited.then((code) => code === 0) }
-    daemon.kill()
-    throw await failure('restore', dir)
+    const done = lazy ? restore.says('done').then((said) => (said ? 0 : restore.exited)) : restore.exited
+    const code = await bounded({ exited: done, kill: restore.kill }, options.timeoutMs)
+    if (code !== 0) throw await failure('restore', dir)
+    return { drained: lazy ? restore.exited.then((code) => code === 0) : Promise.resolve(true) }
   }
 
   /** Runs criu through orb-init, in a process group of its own. */
-  private spawn(initPid: number, dir: string, result: string, options: string[], argv: string[]) {
+  private spawn(
+    { initPid, netns }: CriuTarget,
+    dir: string,
+    result: string,
+    options: string[],
+    argv: string[],
+    pages: string[] = [],
+  ) {
     const { loader, libraryPath, criu, init } = this.files
+    const command = [loader, '--library-path', libraryPath, criu]
     const child = Bun.spawn(
       [
-        ...[init, 'criu', '--init', String(initPid), '--kdat', this.kdat, '--result', join(dir, result), ...options],
-        ...['--', loader, '--library-path', libraryPath, criu, ...argv],
+        ...[init, 'criu', '--init', String(initPid), '--net', netns],
+        ...['--kdat', this.kdat, '--result', join(dir, result), ...options],
+        ...['--', ...command, ...argv],
+        ...(pages.length > 0 ? ['--', ...command, ...pages] : []),
       ],
       {
-        stdio: ['ignore', 'ignore', Bun.file(join(dir, `${argv[0]}.stderr`))],
+        stdio: ['ignore', 'pipe', Bun.file(join(dir, `${argv[0]}.stderr`))],
         env: HOST_ENVIRONMENT,
         detached: true,
       },
     )
-    return { exited: child.exited, kill: () => killProcess(-child.pid) }
+    if (pages.length === 0) void child.stdout.cancel()
+    return {
+      exited: child.exited,
+      says: (line: string) => begins(child.stdout, line),
+      kill: () => killProcess(-child.pid),
+    }
   }
 }
 
@@ -164,6 +174,25 @@ export function killProcess(pid: number): void {
   } catch (thrown) {
     if (errnoCode(thrown) !== 'ESRCH') throw thrown
   }
+}
+
+/** Whether the stream's first words are this line. */
+async function begins(stream: ReadableStream<Uint8Array>, line: string): Promise<boolean> {
+  const reader = stream.getReader()
+  let text = ''
+  while (text.length <= line.length) {
+    const { done, value } = await reader.read()
+    if (done) break
+    text += Buffer.from(value).toString()
+  }
+  void reader.cancel()
+  return text === `${line}\n`
+}
+
+/** Bytes of memory in an image. */
+function pageBytes(dir: string): number {
+  const files = readdirSync(dir).filter((name) => name.startsWith('pages-'))
+  return files.reduce((sum, name) => sum + statSync(join(dir, name)).size, 0)
 }
 
 /** Mounts that criu leaves to us: what they are called in the image, where they lie inside and on the host. */

@@ -5,7 +5,10 @@
  *   orb-init boot  [options]            a computer's namespaces, its root, and its pid 1
  *   orb-init agent [options] -- ARGV    an agent in a pid namespace nested in its computer's
  *   orb-init exec  [options] -- ARGV    a command in a computer, beside the agent
- *   orb-init criu  [options] -- ARGV    criu, seen from a computer's pid namespace
+ *   orb-init criu  [options] -- ARGV [-- PAGES]
+ *                                       criu, seen from a computer's pid namespace; PAGES is the page daemon that a lazy
+ *                                       restore needs: once it listens, ARGV goes on beyond reading its GATE; when ARGV
+ *                                       has succeeded, `done` is printed, and the end is the daemon's
  *   orb-init pid1 ARGV                  pid 1 of an agent; run from within the computer
  *
  * Options (paths are the host's unless they are said to be the computer's):
@@ -19,10 +22,9 @@
  *   --pid1 PATH      this program as the computer sees it (agent)
  *   --cwd DIR        working directory, the computer's
  *   --env FD         descriptor that holds the environment, NUL separated
- *   --fd N=FILE      open FILE as descriptor N (criu)
  *   --kdat FILE      where criu's probe of the kernel is kept between runs (criu)
- *   --wait FILE      start criu only once FILE is there (criu)
  *   --result FILE    gets criu's exit code, also when orb has died meanwhile (criu)
+ *   --drained FILE   gets the page daemon's (criu)
  *   --tty            standard input is a terminal: make it the controlling one (exec)
  *
  * Failures are one line on standard error and exit code 125.
@@ -52,25 +54,25 @@
 #include <unistd.h>
 
 #define EXIT_SETUP 125        /* namespaces could not be made or entered */
-#define MAX_LIST 32           /* of --cgroup, --mask and --fd each */
+#define MAX_LIST 32           /* of --cgroup and --mask each */
 #define LOG_LINE_BYTES 16384  /* longer lines are split (contract, limits) */
 #define LOG_FILE_BYTES (10L * 1024 * 1024)
 #define PARTIAL_LINE_MS 400   /* an unfinished line becomes readable after this */
 #define OPEN_FILES 1048576    /* RLIMIT_NOFILE inside */
 #define OOM_SPARE "-999"      /* a computer without its pid 1 is gone: the OOM killer takes everything else first */
 #define FRESH_SHM "/run/shm"
-#define WAIT_TURN_NS 200000   /* how often --wait looks */
-#define WAIT_TURNS 50000      /* 10 s */
+#define GATE "/run/gate"      /* a configuration file for criu, which reads it when its libraries are loaded */
+#define STATUS_FD 8           /* the page daemon says here that it listens */
 #define LOG_DIR "/var/log/orb"
 #define LOG_FILE LOG_DIR "/agent.log"
 #define EXIT_FILE "/.orb/exit"
 
 struct options {
-	const char *cgroup[MAX_LIST], *mask[MAX_LIST], *fd[MAX_LIST];
-	int cgroups, masks, fds;
-	const char *net, *root, *dev, *host, *shm, *seccomp, *pid1, *cwd, *kdat, *wait, *result;
+	const char *cgroup[MAX_LIST], *mask[MAX_LIST];
+	int cgroups, masks;
+	const char *net, *root, *dev, *host, *shm, *seccomp, *pid1, *cwd, *kdat, *result, *drained;
 	int init, env, tty;
-	char **argv;
+	char **argv, **pages;
 };
 
 static void die(const char *format, ...)
@@ -115,7 +117,6 @@ static void parse(struct options *o, char **argv)
 		}
 		if (!strcmp(name, "--cgroup")) push(o->cgroup, &o->cgroups, value);
 		else if (!strcmp(name, "--mask")) push(o->mask, &o->masks, value);
-		else if (!strcmp(name, "--fd")) push(o->fd, &o->fds, value);
 		else if (!strcmp(name, "--net")) o->net = value;
 		else if (!strcmp(name, "--root")) o->root = value;
 		else if (!strcmp(name, "--dev")) o->dev = value;
@@ -125,8 +126,8 @@ static void parse(struct options *o, char **argv)
 		else if (!strcmp(name, "--pid1")) o->pid1 = value;
 		else if (!strcmp(name, "--cwd")) o->cwd = value;
 		else if (!strcmp(name, "--kdat")) o->kdat = value;
-		else if (!strcmp(name, "--wait")) o->wait = value;
 		else if (!strcmp(name, "--result")) o->result = value;
+		else if (!strcmp(name, "--drained")) o->drained = value;
 		else if (!strcmp(name, "--init")) o->init = atoi(value);
 		else if (!strcmp(name, "--env")) o->env = atoi(value);
 		else {
@@ -524,23 +525,126 @@ static int exec_command(struct options *o)
 
 /* ---- criu --------------------------------------------------------------------------------------------------------- */
 
+static void record_result(const char *file, int code)
+{
+	if (!file) return;
+	char temp[4096], text[16];
+	snprintf(temp, sizeof temp, "%s.part", file);
+	int fd = open(temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	write_all(fd, text, snprintf(text, sizeof text, "%d\n", code));
+	close(fd);
+	rename(temp, file);
+}
+
+/* Only criu itself is in the agent's cgroup while it restores, so that the pages are charged there. */
+static pid_t start_criu(const struct options *o)
+{
+	pid_t child = fork();
+	if (child < 0) die("fork");
+	if (child) return child;
+	join_cgroups(o);
+	signal(SIGPIPE, SIG_DFL);
+	execv(o->argv[0], o->argv);
+	die("execute %s", o->argv[0]);
+	return 0;
+}
+
+/* The page daemon, on its way to listen; `status` gets the descriptor that says when it does. */
+static pid_t start_pages(char **argv, int *status)
+{
+	int listens[2];
+	if (pipe2(listens, O_CLOEXEC)) die("pipe");
+	pid_t child = fork();
+	if (child < 0) die("fork");
+	if (!child) {
+		signal(SIGPIPE, SIG_DFL);
+		if (dup2(listens[1], STATUS_FD) < 0) die("dup2");
+		execv(argv[0], argv);
+		die("execute %s", argv[0]);
+	}
+	close(listens[1]);
+	*status = listens[0];
+	return child;
+}
+
+/* Lets criu, which waits for somebody to write its configuration, find an empty one. Gone: whoever waits for it sees. */
+static void open_gate(pid_t criu)
+{
+	int fd;
+	siginfo_t info = {0};
+	while ((fd = open(GATE, O_WRONLY | O_NONBLOCK | O_CLOEXEC)) < 0) {
+		if (errno != ENXIO) die("open %s", GATE);
+		if (waitid(P_PID, criu, &info, WEXITED | WNOHANG | WNOWAIT) || info.si_pid) return;
+		nanosleep(&(struct timespec){0, 100000}, NULL);
+	}
+	close(fd);
+}
+
+/* What ps, and orb when it comes back, take for what is going on: from now on no command but the page daemon's. */
+static void forget_words(char **argv)
+{
+	for (; *argv; argv++) memset(*argv, 0, strlen(*argv));
+}
+
+/*
+ * Runs criu and, beside it, the page daemon; writes down how either ended, sends the same as a byte each. Without its
+ * daemon a restore would wait for pages for ever.
+ */
+static void run_criu(struct options *o, int answer)
+{
+	int status = -1;
+	pid_t pages = 0;
+	if (o->pages) {
+		if (mkfifo(GATE, 0600)) die("mkfifo %s", GATE);
+		pages = start_pages(o->pages, &status);
+	}
+	pid_t criu = start_criu(o), ended;
+	if (pages) {
+		unsigned char byte;
+		if (read(status, &byte, 1) == 1) open_gate(criu);
+		else kill(criu, SIGKILL);
+	}
+	int code;
+	while (criu || pages) {
+		ended = waitpid(-1, &code, 0);
+		if (ended < 0 && errno == EINTR) continue;
+		if (ended < 0) die("wait");
+		unsigned char byte = code = status_code(code);
+		if (ended == pages) {
+			pages = 0;
+			record_result(o->drained, code);
+			if (criu && code) kill(criu, SIGKILL);
+			else if (!criu) write_all(answer, (char *)&byte, 1);
+		}
+		if (ended == criu) {
+			criu = 0;
+			record_result(o->result, code);
+			if (code && pages) kill(pages, SIGKILL);
+			write_all(answer, (char *)&byte, 1);
+			if (o->pages) forget_words(o->argv);
+			if (o->pages && !pages) write_all(answer, (char *)&byte, 1);
+		}
+	}
+}
+
 /*
  * criu runs in the computer's pid namespace, in a mount namespace of its own with that namespace's /proc and with a
- * tmpfs on /run, the only kind of place where it keeps what it learnt about the kernel.
+ * tmpfs on /run, the only kind of place where it keeps what it learnt about the kernel. In the computer's network
+ * namespace, too: what it takes for its own it neither saves nor makes, and saving would begin with a walk through all
+ * connections that the host tracks.
  */
 static int criu(struct options *o)
 {
-	int pid = namespace_of(o->init, "pid");
-	join_cgroups(o);
-	for (int i = 0; i < o->fds; i++) {
-		char *file;
-		int number = strtol(o->fd[i], &file, 10);
-		int fd = open_or_die(file + 1);
-		if (dup2(fd, number) < 0) die("dup2");
-		close(fd);
+	for (char **word = o->argv; *word; word++) {
+		if (strcmp(*word, "--")) continue;
+		*word = NULL;
+		o->pages = word + 1;
+		break;
 	}
+	int pid = namespace_of(o->init, "pid"), net = open_or_die(o->net);
 	signal(SIGPIPE, SIG_IGN);
 	enter(pid, CLONE_NEWPID, "pid");
+	enter(net, CLONE_NEWNET, "network");
 	int answer[2];
 	if (pipe2(answer, O_CLOEXEC)) die("pipe");
 	pid_t middle = fork();
@@ -549,9 +653,17 @@ static int criu(struct options *o)
 		/* Not waited for: taking its mount namespace down takes longer than criu did. */
 		unsigned char code;
 		close(answer[1]);
+		if (read(answer[0], &code, 1) != 1) return EXIT_SETUP;
+		if (!o->pages || code) return code;
+		forget_words(o->argv);
+		write_all(1, "done\n", 5);
 		return read(answer[0], &code, 1) == 1 ? code : EXIT_SETUP;
 	}
 
+	close(answer[0]);
+	int null = open_or_die("/dev/null");
+	dup2(null, 1);
+	close(null);
 	if (unshare(CLONE_NEWNS)) die("unshare");
 	mount_or_die(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
 	mount_or_die("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
@@ -563,30 +675,9 @@ static int criu(struct options *o)
 		if (mkdir(FRESH_SHM, 0700)) die("mkdir " FRESH_SHM);
 		mount_or_die("shm", FRESH_SHM, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, data);
 	}
-	for (int turns = 0; o->wait && access(o->wait, F_OK); turns++) {
-		if (turns == WAIT_TURNS) die("%s", o->wait);
-		nanosleep(&(struct timespec){0, WAIT_TURN_NS}, NULL);
-	}
-	pid_t child = fork();
-	if (child < 0) die("fork");
-	if (!child) {
-		signal(SIGPIPE, SIG_DFL);
-		execv(o->argv[0], o->argv);
-		die("execute %s", o->argv[0]);
-	}
-	int code = wait_for(child);
-	if (o->result) {
-		char temp[4096], text[16];
-		snprintf(temp, sizeof temp, "%s.part", o->result);
-		int fd = open(temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-		write_all(fd, text, snprintf(text, sizeof text, "%d\n", code));
-		close(fd);
-		rename(temp, o->result);
-	}
-	unsigned char byte = code;
-	write_all(answer[1], (char *)&byte, 1);
+	run_criu(o, answer[1]);
 	if (o->kdat && access(o->kdat, F_OK)) copy_file("/run/criu.kdat", o->kdat);
-	return code;
+	return 0;
 }
 
 /* ---- an agent's pid 1 --------------------------------------------------------------------------------------------- */
