@@ -37,6 +37,8 @@ export class Life {
   private lastTurn: Promise<unknown> | null = null
   /** The wake that is under way. */
   private waking: Promise<void> | null = null
+  /** Takes a dump that still waits for its turn out of the queue, in which a wake would wait behind it. */
+  private unwantedDump: AbortController | null = null
   private readonly atNextRun = new Set<() => void>()
   /** Builds that need it awake. */
   private holds = 0
@@ -93,6 +95,7 @@ export class Life {
   /** Undefined: the agent runs and nothing is under way. Else resolves when it runs. Rejects with OrbError. */
   wake(reason: 'llm' | 'http' | 'manual' | 'build'): Promise<void> | undefined {
     if (this.running) return undefined
+    this.unwantedDump?.abort()
     // With a turn of its own each of many who wait would find the turns of the others under way, and wait for ever.
     if (this.waking !== null && this.waking === this.lastTurn) return this.waking
     const waking = this.serial(async () => void (await this.wakeNow(reason)))
@@ -142,7 +145,10 @@ export class Life {
       if (this.record.existing().image !== null) {
         throw new OrbError('checkpoint_failed', 'the image of the last restore is still in use; the agent runs on')
       }
-      return this.deps.slots.run('dump', async () => (still() ? this.tree.dump(this.record.existing(), reason) : null))
+      const work = async () => (still() ? this.tree.dump(this.record.existing(), reason) : null)
+      if (reason === 'manual') return this.deps.slots.run('dump', work)
+      this.unwantedDump = new AbortController()
+      return this.deps.slots.run('dump', work, this.unwantedDump.signal)
     })
   }
 

@@ -6,13 +6,14 @@ function setUp(cores: number) {
   const slots = new Slots(cores)
   const begun: string[] = []
   const ends = new Map<string, PromiseWithResolvers<string>>()
-  const add = (kind: 'restore' | 'dump', name: string) => {
+  const add = (kind: 'restore' | 'dump', name: string, unwanted?: AbortSignal) => {
     const end = Promise.withResolvers<string>()
     ends.set(name, end)
-    return slots.run(kind, () => {
+    const work = () => {
       begun.push(name)
       return end.promise
-    })
+    }
+    return slots.run(kind, work, unwanted)
   }
   return { add, begun, end: (name: string) => ends.get(name)?.resolve(name), ends }
 }
@@ -22,7 +23,7 @@ const turns = () => new Promise<void>((resolve) => setImmediate(resolve))
 
 test('as many at once as there are cores, each result to its caller', async () => {
   const { add, begun, end } = setUp(2)
-  const all = ['a', 'b', 'c', 'd'].map((name) => add('dump', name))
+  const all = ['a', 'b', 'c', 'd'].map((name) => add('restore', name))
   await turns()
   expect(begun).toEqual(['a', 'b'])
   end('b')
@@ -48,6 +49,50 @@ test('restores come before dumps that wait longer; each kind in its order', asyn
   }
   await Promise.all(all)
   expect(begun).toHaveLength(5)
+})
+
+test('dumps leave one place for a restore', async () => {
+  const { add, begun, end } = setUp(3)
+  const all = ['dump 1', 'dump 2', 'dump 3'].map((name) => add('dump', name))
+  all.push(add('restore', 'restore 1'), add('restore', 'restore 2'))
+  await turns()
+  expect(begun).toEqual(['dump 1', 'dump 2', 'restore 1'])
+  end('restore 1')
+  await turns()
+  expect(begun).toEqual(['dump 1', 'dump 2', 'restore 1', 'restore 2'])
+  end('restore 2')
+  await turns()
+  expect(begun).toHaveLength(4)
+  end('dump 1')
+  await turns()
+  expect(begun.at(-1)).toBe('dump 3')
+  for (const name of ['dump 2', 'dump 3']) end(name)
+  await Promise.all(all)
+})
+
+test('what is unwanted before its turn is not run and holds nobody up', async () => {
+  const { add, begun, end } = setUp(1)
+  const running = add('restore', 'running')
+  const unwanted = new AbortController()
+  const dropped = add('dump', 'dropped', unwanted.signal)
+  const next = add('dump', 'next', new AbortController().signal)
+  unwanted.abort()
+  expect(await dropped).toBeNull()
+  end('running')
+  await running
+  await turns()
+  expect(begun).toEqual(['running', 'next'])
+  end('next')
+  expect(await next).toBe('next')
+})
+
+test('work that has begun is not undone', async () => {
+  const { add, end } = setUp(1)
+  const unwanted = new AbortController()
+  const running = add('dump', 'running', unwanted.signal)
+  unwanted.abort()
+  end('running')
+  expect(await running).toBe('running')
 })
 
 test('a failure is the caller’s and frees the place', async () => {
