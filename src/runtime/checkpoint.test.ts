@@ -18,6 +18,7 @@ setDefaultTimeout(60_000)
 const WAIT_MS = 10_000
 const MIB = 1024 * 1024
 const IMAGE = '1'
+const MAPPED_MIB = 48
 
 /**
  * Counts the lines that come over its connection to the LLM proxy and says what it still has: its memory, a deleted file
@@ -146,6 +147,40 @@ describe('to disk and back', () => {
       expect(existsSync(orb.runtime.checkpoints.imageDir(computer, image))).toBe(false)
     }
     expect([peer.closed, await locked()]).toEqual([false, false])
+  })
+
+  test('pages of files that it maps and has not changed are not in its image', async () => {
+    const source = `
+import json, mmap, socket
+with open('/tmp/large', 'w+b') as file:
+    for index in range(${MAPPED_MIB}): file.write(bytes([index]) * ${MIB})
+    file.flush()
+    private = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    shared = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+read = lambda: [sum(private[::4096]), sum(shared[::4096])]
+before = read()
+private[:7] = b'changed'
+connection = socket.create_connection(('${orb.runtime.network.gateway}', ${proxy.port}))
+connection.sendall(b'"ready"\\n')
+while connection.recv(100):
+    changed = private[:7].decode()
+    private[:7] = bytes(7)
+    connection.sendall((json.dumps([read() == before, changed]) + '\\n').encode())
+    private[:7] = b'changed'
+`
+    writeFileSync(join(orb.runtime.paths(computer).rootfs, 'agent/code/agent.py'), source)
+    const known = proxy.peers.length
+    const argv = ['python3', '-B', 'agent.py']
+    await orb.runtime.spawnAgent(computer, { argv, env: { PATH: '/usr/bin:/bin' }, cwd: '/agent/code' })
+    await eventually(() => proxy.peers[known]?.received === '"ready"\n', 'the agent’s connection')
+    expect(await sleep()).toBeLessThan((MAPPED_MIB / 2) * MIB)
+    const peer = proxy.peers[known]
+    if (!peer) throw new Error('no connection')
+    peer.received = ''
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false)
+    peer.write('read\n')
+    await eventually(() => peer.received.endsWith('\n'), 'the agent’s answer')
+    expect(JSON.parse(peer.received)).toEqual([true, 'changed'])
   })
 
   test('its end is known also after it was restored', async () => {
