@@ -13,6 +13,8 @@ const BENCHMARKS: Record<string, () => Promise<{ benchmark: Benchmark }>> = {
   wake: () => import('./wake.ts'),
   proxy: () => import('./proxy.ts'),
   streams: () => import('./streams.ts'),
+  'wake-1gb': () => import('./wake-1gb.ts'),
+  checkpoint: () => import('./checkpoint.ts'),
 }
 
 /** On a disk, as the data of a real orb; /tmp may be memory. */

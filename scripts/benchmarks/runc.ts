@@ -4,7 +4,8 @@ import { rm } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { z } from 'zod'
 
-const CRIU_DIR = join(import.meta.dir, '../../build/criu')
+/** What scripts/vendor-criu took orb's CRIU from: the peer gets it as Debian made it. */
+const PACKAGES = process.env['ORB_CRIU_DEBS'] ?? join(import.meta.dir, '../../.cache/criu')
 const AGENT = '/agent.js'
 const USR_LINKS = ['bin', 'sbin', 'lib', 'lib32', 'lib64']
 
@@ -118,11 +119,18 @@ export class RuncContainer {
     if (existsSync(`/run/netns/${this.name}`)) quietly(['ip', 'netns', 'delete', this.name])
   }
 
-  /** runc looks for criu on PATH: it gets the one that orb carries. */
+  /** runc looks for criu on PATH: it gets the version that orb carries, with the libraries that come with it. */
   private wrapCriu(): void {
     const wrapper = join(this.dir, 'bin/criu')
+    const root = join(this.dir, 'packages')
     mkdirSync(dirname(wrapper), { recursive: true })
-    writeFileSync(wrapper, `#!/bin/sh\nexec ${CRIU_DIR}/ld.so --library-path ${CRIU_DIR}/lib ${CRIU_DIR}/criu "$@"\n`)
+    for (const deb of new Bun.Glob('*.deb').scanSync(PACKAGES)) run(['dpkg-deb', '-x', join(PACKAGES, deb), root])
+    const found = (pattern: string) => [...new Bun.Glob(pattern).scanSync({ cwd: root, absolute: true })]
+    const [criu] = found('usr/sbin/criu')
+    const [loader] = found('usr/lib*/**/ld-linux*.so.*')
+    if (!criu || !loader) throw new Error(`the packages in ${PACKAGES} are not those of criu`)
+    const libraries = [...new Set(found('usr/lib/**/*.so.*').map(dirname))].join(':')
+    writeFileSync(wrapper, `#!/bin/sh\nexec ${loader} --library-path ${libraries} ${criu} "$@"\n`)
     chmodSync(wrapper, 0o755)
   }
 

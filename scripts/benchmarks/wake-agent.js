@@ -1,9 +1,9 @@
-// The agent of the benchmark `wake`: holds 100 MB, asks, reads the answer, asks the next question at once. Its only
-// knowledge is in memory: the number of its questions and the checksum of its data.
+// The agent of the benchmarks of wakes: holds BENCH_MB of memory, asks, reads the answer, asks the next question at once.
+// Its only knowledge is in memory: the number of its questions and the checksum of its data.
 import { createHash, randomFillSync } from 'node:crypto'
 import { Agent, request } from 'node:http'
 
-const MEMORY_BYTES = 100 * 1024 * 1024
+const MEMORY_BYTES = Number(process.env.BENCH_MB ?? 100) * 1024 * 1024
 const url = process.argv[2] ?? process.env.ORB_PROXY_URL
 const checksumOf = (bytes) => createHash('sha256').update(bytes).digest('hex')
 const memory = randomFillSync(Buffer.alloc(MEMORY_BYTES))

@@ -1,4 +1,4 @@
-import { readdirSync, rmSync, statSync } from 'node:fs'
+import { rmSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { RuntimeFiles } from './bundle.ts'
@@ -55,8 +55,6 @@ const GHOST_LIMIT_BYTES = 512 * 1024 * 1024
 const FRESH_SHM = '/run/shm'
 /** A task that cannot be seized (somebody traces it) will not be in ten seconds either, criu's own limit. */
 const SEIZE_TIMEOUT_S = 3
-/** Up to this much is read in less time than it takes to have a page daemon ready and each page asked for. */
-const EAGER_BYTES = Number(process.env.EAGER ?? 32) * 1024 * 1024
 /** Where orb-init lets criu wait for the page daemon, and the descriptor on which that tells it that it listens. */
 const GATE = '/run/gate'
 const STATUS_FD = '8'
@@ -96,36 +94,33 @@ export class Criu {
   }
 
   /**
-   * Brings an agent back. It runs when this returns. A small image is read as a whole; of a large one the pages follow
-   * on demand, and it must stay until `drained`.
+   * Brings an agent back. It runs when this returns; its pages follow on demand, which is never slower than to read them
+   * first, however few there are. The image must stay until `drained`.
    * @throws CriuError; the image is untouched
    */
   async restore(options: RestoreOptions): Promise<{ drained: Promise<boolean> }> {
     const { dir } = options
     for (const name of [RESTORE_RESULT, PAGES_DRAINED, PAGES_SOCKET]) rmSync(join(dir, name), { force: true })
-    const lazy = pageBytes(dir) > EAGER_BYTES
     const restore = this.spawn(
       options,
       dir,
       RESTORE_RESULT,
       [
         ...options.cgroups.flatMap((file) => ['--cgroup', file]),
-        ...['--shm', String(options.shmBytes)],
-        ...(lazy ? ['--drained', join(dir, PAGES_DRAINED)] : []),
+        ...['--shm', String(options.shmBytes), '--drained', join(dir, PAGES_DRAINED)],
       ],
       [
         'restore',
         ...['-d', '-D', dir, '-o', join(dir, 'restore.log'), '-v1', '--root', options.rootfs],
         ...mounts(options).flatMap(({ key, source }) => ['--external', `mnt[${key}]:${source}`]),
-        ...COMMON_FLAGS,
-        ...(lazy ? ['--lazy-pages', '--config', GATE] : []),
+        ...[...COMMON_FLAGS, '--lazy-pages', '--config', GATE],
       ],
-      lazy ? ['lazy-pages', '-D', dir, '-o', join(dir, 'lazy-pages.log'), '-v1', '--status-fd', STATUS_FD] : [],
+      ['lazy-pages', '-D', dir, '-o', join(dir, 'lazy-pages.log'), '-v1', '--status-fd', STATUS_FD],
     )
-    const done = lazy ? restore.says('done').then((said) => (said ? 0 : restore.exited)) : restore.exited
+    const done = restore.says('done').then((said) => (said ? 0 : restore.exited))
     const code = await bounded({ exited: done, kill: restore.kill }, options.timeoutMs)
     if (code !== 0) throw await failure('restore', dir)
-    return { drained: lazy ? restore.exited.then((code) => code === 0) : Promise.resolve(true) }
+    return { drained: restore.exited.then((code) => code === 0) }
   }
 
   /** Runs criu through orb-init, in a process group of its own. */
@@ -187,12 +182,6 @@ async function begins(stream: ReadableStream<Uint8Array>, line: string): Promise
   }
   void reader.cancel()
   return text === `${line}\n`
-}
-
-/** Bytes of memory in an image. */
-function pageBytes(dir: string): number {
-  const files = readdirSync(dir).filter((name) => name.startsWith('pages-'))
-  return files.reduce((sum, name) => sum + statSync(join(dir, name)).size, 0)
 }
 
 /** Mounts that criu leaves to us: what they are called in the image, where they lie inside and on the host. */
