@@ -49,18 +49,35 @@ export function agentRepository(db: Database) {
     /**
      * Sets the named fields if the agent still has this generation. False when it has another or is gone: whoever asked has
      * been overtaken and must stop.
+     * @param survives `power cut`: on disk when this returns; `crash`: another process sees it from now on, a power cut may
+     *   take it, with whatever was written after it. That waits for no disk.
      */
-    update(computerId: string, generation: number, changes: AgentChanges): boolean {
+    update(
+      computerId: string,
+      generation: number,
+      changes: AgentChanges,
+      survives: 'power cut' | 'crash' = 'power cut',
+    ): boolean {
       const changed = Object.entries(COLUMNS).filter(([field]) => field !== 'computerId' && field in changes)
       if (changed.length === 0) return get.get({ computerId })?.generation === generation
       const assignments = changed.map(([field, column]) => `${column} = $${field}`)
       const statement = db.query<void, SQLQueryBindings>(
         `UPDATE agents SET ${assignments.join(', ')} WHERE computer_id = $computerId AND generation = $heldGeneration`,
       )
-      return statement.run({ ...changes, computerId, heldGeneration: generation }).changes > 0
+      const run = () => statement.run({ ...changes, computerId, heldGeneration: generation }).changes > 0
+      return survives === 'crash' ? unsynced(db, run) : run()
     },
     /** False when there was none. */
     remove: (computerId: string): boolean => remove.run({ computerId }).changes > 0,
+  }
+}
+
+function unsynced<T>(db: Database, work: () => T): T {
+  db.run('PRAGMA synchronous = NORMAL')
+  try {
+    return work()
+  } finally {
+    db.run('PRAGMA synchronous = FULL')
   }
 }
 

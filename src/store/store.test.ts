@@ -297,6 +297,15 @@ describe('agents', () => {
     expect(store.agents.update('bbbbbbbb-1', 1, { phase: 'failed' })).toBe(false)
   })
 
+  test('an update that need only survive a crash is seen by the next process, too', () => {
+    store.agents.put(agent('aaaaaaaa-1'))
+    expect(store.agents.update('aaaaaaaa-1', 1, { phase: 'restoring', generation: 2 }, 'crash')).toBe(true)
+    expect(store.agents.update('aaaaaaaa-1', 1, { phase: 'failed' }, 'crash')).toBe(false)
+    const next = openStore(join(dir, 'orb.db'))
+    expect(next.agents.get('aaaaaaaa-1')).toEqual({ ...agent('aaaaaaaa-1'), phase: 'restoring', generation: 2 })
+    next.close()
+  })
+
   test('put replaces, remove says whether there was one', () => {
     store.agents.put(agent('aaaaaaaa-1'))
     store.agents.put({ ...agent('aaaaaaaa-1'), generation: 7 })

@@ -9,7 +9,7 @@ import { type KeyRepository, keyRepository, type OrgRepository, orgRepository } 
 /** How long a statement waits for another process (`orb keys create` beside `orb serve`) before it fails. */
 const BUSY_TIMEOUT_MS = 10_000
 
-/** The database. Every write is on disk when the call returns. */
+/** The database. Every write is on disk when the call returns, but for an update that asks for less. */
 export interface Store {
   orgs: OrgRepository
   keys: KeyRepository

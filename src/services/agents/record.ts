@@ -57,18 +57,18 @@ export class AgentRecord {
   }
 
   /** Sets fields of the agent, if it still has the generation of `row`. @throws OrbError internal when it was overtaken */
-  save(row: AgentRow, changes: Partial<AgentRow>): void {
+  save(row: AgentRow, changes: Partial<AgentRow>, survives?: 'power cut' | 'crash'): void {
     const { computerId: _, ...fields } = changes
-    if (!this.agents.update(this.computer.id, row.generation, fields)) {
+    if (!this.agents.update(this.computer.id, row.generation, fields, survives)) {
       throw new OrbError('internal', 'the agent was changed by somebody else meanwhile')
     }
     this.current = { ...(this.row() ?? row), ...fields }
   }
 
   /** Begins a transition: the fields, and the next generation, which the returned row holds. */
-  step(row: AgentRow, changes: Partial<AgentRow>): AgentRow {
+  step(row: AgentRow, changes: Partial<AgentRow>, survives?: 'power cut' | 'crash'): AgentRow {
     const generation = row.generation + 1
-    this.save(row, { ...changes, generation })
+    this.save(row, { ...changes, generation }, survives)
     return { ...row, ...changes, generation }
   }
 

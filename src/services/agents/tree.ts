@@ -147,7 +147,9 @@ export class AgentTree {
     const { runtime, metrics } = this.deps
     const { image } = row
     if (image === null) throw new OrbError('restore_failed', 'the agent has no checkpoint')
-    const begun = this.record.step(row, { phase: 'restoring' })
+    // Somebody waits: neither this nor what follows waits for a disk. After a power cut there is no process, and then a
+    // row that still says `checkpointed` leads to the same as `restoring`, or `running`, does.
+    const begun = this.record.step(row, { phase: 'restoring' }, 'crash')
     const restored = await runtime.checkpoints.restore(this.computer, image, !this.ownImage).catch((thrown) => {
       metrics.inc('orb_checkpoint_failures_total', { op: 'restore' })
       const message = thrown instanceof CriuError ? thrown.reason : messageOf(thrown)
@@ -157,7 +159,7 @@ export class AgentTree {
       throw new OrbError('restore_failed', told, {}, { cause: thrown })
     })
     const lastWakeMs = Math.round(restored.durationMs)
-    this.record.save(begun, {
+    const awake: Partial<AgentRow> = {
       phase: 'running',
       pid: runtime.agentPid(this.computer),
       sleepReason: null,
@@ -166,7 +168,8 @@ export class AgentTree {
       exitCode: null,
       llmOutstanding: false,
       lastWakeMs,
-    })
+    }
+    this.record.save(begun, awake, 'crash')
     this.watch()
     this.owner.awoke()
     this.record.say(`restored (${reason}) in ${lastWakeMs} ms`)
