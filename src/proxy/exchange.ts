@@ -20,6 +20,8 @@ export interface ExchangeConsumer {
   onProgress(): void
   /** The whole request has gone to the upstream. */
   onSent(): void
+  /** The head of the response is there, and nothing behind it yet. */
+  onHead(): void
   /** There is room again after `backlogged`. */
   onRoom(): void
   /** The reader sleeps or is away: hold as much as is permitted instead of slowing the upstream down. */
@@ -176,6 +178,7 @@ export class Exchange {
   onData(bytes: Buffer): void {
     this.lastActivity = performance.now()
     const before = this.body.end
+    const hadHead = this.head !== null
     let rest = bytes
     try {
       while (rest.length > 0 && !this.parser.ended) rest = rest.subarray(this.parser.push(rest))
@@ -188,7 +191,10 @@ export class Exchange {
       this.consumer?.onProgress()
       return
     }
-    if (this.body.end === before) return
+    if (this.body.end === before) {
+      if (hadHead !== (this.head !== null)) this.consumer?.onHead()
+      return
+    }
     this.consumer?.onProgress()
     if (this.state === 'open') this.flow()
   }

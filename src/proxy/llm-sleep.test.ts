@@ -49,12 +49,12 @@ const chunk = (text: string): string => `${text.length.toString(16)}\r\n${text}\
 const woken = (proxy: Bench, call = 0) => until(() => proxy.agent.calls[call]?.log.includes('wake') ?? false, 'wake')
 
 describe('held until the agent runs', () => {
-  test('a head alone wakes nobody and writes nothing; the first body byte wakes, and waits', async () => {
+  test('a head alone announces the wake, wakes nobody and writes nothing; the first body byte wakes, and waits', async () => {
     const { proxy, client, up } = await asked()
     proxy.agent.sleep()
     up.write(HEAD)
     await settle()
-    expect(proxy.agent.calls[0]?.log).toEqual(['waiting'])
+    expect(proxy.agent.calls[0]?.log).toEqual(['waiting', 'answering'])
     up.write('h')
     await woken(proxy)
     up.write('ello world')
@@ -62,7 +62,7 @@ describe('held until the agent runs', () => {
     expect(client.bytes).toBe(0)
     proxy.agent.wakeUp()
     expect(await client.has('world')).toBe(`${HEAD}hello world`)
-    expect(proxy.agent.calls[0]?.log).toEqual(['waiting', 'wake', 'delivered'])
+    expect(proxy.agent.calls[0]?.log).toEqual(['waiting', 'answering', 'wake', 'delivered'])
   })
 
   test('nor is a head written to an agent that runs', async () => {

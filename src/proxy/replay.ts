@@ -83,6 +83,8 @@ class Kept implements ExchangeConsumer {
 
   onSent(): void {}
 
+  onHead(): void {}
+
   onRoom(): void {}
 
   holding(): boolean {

@@ -124,6 +124,10 @@ export class FakeCall implements LlmCall {
     this.say('waiting')
   }
 
+  answering(): void {
+    this.say('answering')
+  }
+
   wake(): Promise<void> | undefined {
     this.say('wake')
     return this.agent.gate?.promise

@@ -141,6 +141,10 @@ export class Turn implements ExchangeConsumer {
     this.call.waiting()
   }
 
+  onHead(): void {
+    if (!this.isOver && this.gated && !this.woken) this.call.answering()
+  }
+
   onRoom(): void {
     if (this.isOver) return
     if (this.buffer !== null) this.sendBuffered()

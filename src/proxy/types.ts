@@ -39,6 +39,8 @@ export type CallOutcome = 'delivered' | 'client_closed' | 'upstream_error' | 're
 export interface LlmCall {
   /** The whole request is with the upstream and no byte of the response's body has come. At most once per call. */
   waiting(): void
+  /** The head of the response is there and nothing behind it yet: a wake is near. At most once per call. */
+  answering(): void
   /**
    * The first byte of the response's body, its end or a failure is there; nothing was written to the agent yet. At most
    * once per call. Undefined: the agent runs now. Else resolves when it runs and may be written to, and rejects with

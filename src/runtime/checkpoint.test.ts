@@ -183,6 +183,27 @@ while connection.recv(100):
     expect(JSON.parse(peer.received)).toEqual([true, 'changed'])
   })
 
+  test('an image that the kernel let go of is in memory again after a read-ahead', async () => {
+    await startAgent(1)
+    await sleep()
+    const dir = orb.runtime.checkpoints.imageDir(computer, IMAGE)
+    const pages = readdirSync(dir).filter((name) => name.startsWith('pages-'))
+    const inMemory = async () =>
+      (
+        await Promise.all(
+          pages.map((name) => Bun.$`fincore --bytes --noheadings --output RES ${join(dir, name)}`.text()),
+        )
+      )
+        .map(Number)
+        .reduce((sum, bytes) => sum + bytes, 0)
+    await orb.runtime.checkpoints.syncImage(computer, IMAGE)
+    for (const name of pages) await Bun.$`dd if=${join(dir, name)} iflag=nocache count=0 status=none`
+    expect(await inMemory()).toBe(0)
+    orb.runtime.checkpoints.readAhead(computer, IMAGE)
+    await eventually(async () => (await inMemory()) > 4 * MIB, 'the image in memory')
+    orb.runtime.checkpoints.readAhead(computer, 'none')
+  })
+
   test('its end is known also after it was restored', async () => {
     await startAgent(1)
     await sleep()

@@ -124,6 +124,11 @@ export class Checkpoints {
     }
   }
 
+  /** Has the kernel read an image that it let go of meanwhile, so that the restore finds it in memory. Returns at once. */
+  readAhead(spec: ComputerSpec, image: string): void {
+    this.criu.readAhead(this.imageDir(spec, image))
+  }
+
   /** Removes an image; a missing one is no error. */
   async removeImage(spec: ComputerSpec, image: string): Promise<void> {
     await rm(this.imageDir(spec, image), { recursive: true, force: true })

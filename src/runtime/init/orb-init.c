@@ -9,6 +9,7 @@
  *                                       criu, seen from a computer's pid namespace; PAGES is the page daemon that a lazy
  *                                       restore needs: once it listens, ARGV goes on beyond reading its GATE; when ARGV
  *                                       has succeeded, `done` is printed, and the end is the daemon's
+ *   orb-init warm DIR                   has the kernel read the files in DIR
  *   orb-init pid1 ARGV                  pid 1 of an agent; run from within the computer
  *
  * Options (paths are the host's unless they are said to be the computer's):
@@ -30,6 +31,7 @@
  * Failures are one line on standard error and exit code 125.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
@@ -859,10 +861,28 @@ static int pid1(char **argv)
 	}
 }
 
+/* ---- read-ahead --------------------------------------------------------------------------------------------------- */
+
+static int warm(const char *dir)
+{
+	DIR *list = opendir(dir);
+	if (!list) return 0;
+	struct dirent *entry;
+	while ((entry = readdir(list))) {
+		if (entry->d_type != DT_REG) continue;
+		int fd = openat(dirfd(list), entry->d_name, O_RDONLY | O_CLOEXEC);
+		if (fd < 0) continue;
+		posix_fadvise(fd, 0, 0, POSIX_FADV_WILLNEED);
+		close(fd);
+	}
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct options o = {0};
 	if (argc >= 3 && !strcmp(argv[1], "pid1")) return pid1(argv + 2);
+	if (argc == 3 && !strcmp(argv[1], "warm")) return warm(argv[2]);
 	if (argc < 3) {
 		dprintf(2, "orb-init is run by orb\n");
 		return EXIT_SETUP;

@@ -8,6 +8,7 @@ import type { Registry } from './registry.ts'
 
 /** Calls of exec, cron, terminal and builds neither freeze nor wake the agent. */
 const FORWARDED: LlmCall = {
+  answering: () => undefined,
   waiting: () => undefined,
   wake: () => undefined,
   writable: () => undefined,

@@ -26,6 +26,7 @@ class FakeAgent {
   /** Runs inside the transition, before `still` is asked. */
   meanwhile: () => void | Promise<void> = () => undefined
   readonly woken = Promise.resolve()
+  prepared = 0
   private looks = 0
   private readonly made = performance.now()
 
@@ -52,6 +53,10 @@ class FakeAgent {
 
   checkpoint(still: () => boolean): Promise<void> {
     return this.act('checkpoint', still, this.failCheckpoint)
+  }
+
+  prepareWake(): void {
+    this.prepared++
   }
 
   wake(): Promise<void> {
@@ -331,6 +336,14 @@ describe('calls', () => {
     first.end('delivered')
     second.end('kept')
     expect(ladder.outstanding).toBe(0)
+  })
+
+  test('announce a wake without making one', () => {
+    const { agent, ladder } = setUp()
+    const call = waitingCall(ladder)
+    call.answering()
+    expect(agent.prepared).toBe(1)
+    expect(ladder.outstanding).toBe(1)
   })
 
   test('hand on what the agent says of its wake', () => {

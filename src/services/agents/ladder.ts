@@ -23,6 +23,8 @@ export interface LadderAgent {
   freeze(still: () => boolean): Promise<void>
   /** Resolves when it is on disk; rejects when the dump failed. */
   checkpoint(still: () => boolean): Promise<void>
+  /** A wake is near: what can be made ready for it without waking it. */
+  prepareWake(): void
   /** Undefined: it runs and no transition is near. */
   wake(): Promise<void> | undefined
 }
@@ -79,6 +81,7 @@ export class Ladder {
         call.state = 'waiting'
         this.plan()
       },
+      answering: () => this.agent.prepareWake(),
       wake: () => {
         call.state = 'answered'
         return this.agent.wake()

@@ -56,6 +56,7 @@ export class Life {
       cpuUs: () => runtime.agentCpuUs(computer),
       freeze: (still) => this.freeze(still),
       checkpoint: async (still) => void (await this.checkpoint('llm', still)),
+      prepareWake: () => this.tree.readAhead(),
       wake: () => this.wake('llm'),
     })
     this.tree = new AgentTree(deps, computer, this.record, {

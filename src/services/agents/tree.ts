@@ -142,6 +142,12 @@ export class AgentTree {
     return new OrbError('checkpoint_failed', `${message}; the agent runs on`, {}, { cause: thrown })
   }
 
+  /** Has the image of a sleeping agent read into memory; nobody waits for it. */
+  readAhead(): void {
+    const row = this.record.row()
+    if (row?.phase === 'checkpointed' && row.image) this.deps.runtime.checkpoints.readAhead(this.computer, row.image)
+  }
+
   /** From disk to RAM. Returns how long it took, in ms. @throws OrbError restore_failed; the image is kept */
   async restore(row: AgentRow, reason: string): Promise<number> {
     const { runtime, metrics } = this.deps
