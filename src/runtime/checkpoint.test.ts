@@ -1,6 +1,15 @@
 /* Agents to disk and back. Needs root. */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from 'bun:test'
-import { cpSync, existsSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import {
+  cpSync,
+  existsSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { TestServer, tableOf } from '../../test/support/network.ts'
@@ -300,6 +309,18 @@ describe('what fails', () => {
       expect(await answer()).toMatchObject({ told: 'again', count: 1, memory: true })
     },
   )
+
+  test('a page daemon that dies before all pages are in is noticed', async () => {
+    await startAgent(300)
+    await sleep()
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false)
+    const drained = orb.runtime.checkpoints.drained(computer)
+    const daemons = runningCriu(orb.dataDir)
+    expect(new Set(daemons.map(({ operation }) => operation))).toEqual(new Set(['lazy-pages']))
+    for (const { pid } of daemons) if (readlinkSync(`/proc/${pid}/exe`).endsWith('/ld.so')) process.kill(pid, 'SIGKILL')
+    expect(await drained).toBe(false)
+    await eventually(() => runningCriu(orb.dataDir).length === 0, 'the end of criu')
+  })
 
   test('an image that is not there', async () => {
     await expect(orb.runtime.checkpoints.restore(computer, 'none', false)).rejects.toThrow()
