@@ -19,6 +19,7 @@ import type { ComputerRow } from '../store/types.ts'
 import { Cgroups } from './cgroup.ts'
 import { CriuError } from './criu.ts'
 import { runningCriu } from './criu-processes.ts'
+import { ImageError } from './image-manifest.ts'
 import { objectName } from './paths.ts'
 import { Runtime } from './runtime.ts'
 
@@ -287,28 +288,59 @@ describe('what fails', () => {
     await eventually(() => readFileSync(log, 'utf8').length > said, 'that it goes on')
   })
 
-  test.each(['core', 'pagemap', 'files'])(
-    'a restore from an image whose %s is cut: no process, the image kept',
-    async (kind) => {
-      const { tell, answer } = await startAgent(1)
-      await sleep()
-      const dir = orb.runtime.checkpoints.imageDir(computer, IMAGE)
-      const whole = `${dir}.whole`
-      cpSync(dir, whole, { recursive: true })
-      for (const name of readdirSync(dir).filter((file) => file.startsWith(kind))) truncateSync(join(dir, name), 20)
-      const thrown = await orb.runtime.checkpoints.restore(computer, IMAGE, false).catch((error) => error)
-      expect(thrown).toBeInstanceOf(CriuError)
-      await eventually(() => runningCriu(orb.dataDir).length === 0, 'the end of criu')
-      expect([processes(), orb.runtime.agentAlive(computer), await locked()]).toEqual([[], false, true])
-      expect(readdirSync(dir)).toEqual(expect.arrayContaining(readdirSync(whole)))
-      // And once the image is whole again, so is the agent.
-      cpSync(whole, dir, { recursive: true })
-      rmSync(whole, { recursive: true })
-      await orb.runtime.checkpoints.restore(computer, IMAGE, false)
-      tell('again')
-      expect(await answer()).toMatchObject({ told: 'again', count: 1, memory: true })
-    },
-  )
+  test.each([
+    ['core-1.img', 'cut'],
+    ['pages-2.img', 'cut'],
+    ['pagemap-2.img', 'flipped'],
+    ['pages-2.img', 'flipped'],
+    ['orb.json', 'removed'],
+    ['mm-1.img', 'removed'],
+  ] as const)('an image whose %s is %s: criu is not even asked, the image stays', async (name, damage) => {
+    const { tell, answer } = await startAgent(1)
+    await sleep()
+    await orb.runtime.checkpoints.syncImage(computer, IMAGE)
+    const dir = orb.runtime.checkpoints.imageDir(computer, IMAGE)
+    const whole = `${dir}.whole`
+    cpSync(dir, whole, { recursive: true })
+    const file = join(dir, name)
+    if (damage === 'cut') truncateSync(file, 20)
+    if (damage === 'removed') rmSync(file)
+    if (damage === 'flipped') {
+      const bytes = readFileSync(file)
+      bytes[bytes.length - 9] = (bytes[bytes.length - 9] ?? 0) ^ 1
+      writeFileSync(file, bytes)
+    }
+    const left = readdirSync(dir)
+    const thrown = await orb.runtime.checkpoints.restore(computer, IMAGE, true).catch((error) => error)
+    expect(thrown).toBeInstanceOf(ImageError)
+    expect(thrown.message).toContain(name)
+    expect([processes(), orb.runtime.agentAlive(computer), await locked()]).toEqual([[], false, true])
+    expect(readdirSync(dir)).toEqual(left)
+    // And once the image is whole again, so is the agent.
+    cpSync(whole, dir, { recursive: true })
+    rmSync(whole, { recursive: true })
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false)
+    tell('again')
+    expect(await answer()).toMatchObject({ told: 'again', count: 1, memory: true })
+  })
+
+  test('a restore that criu refuses: no process, the image kept, and it may be tried again', async () => {
+    const { tell, answer } = await startAgent(1)
+    await sleep()
+    // Without a manifest nobody looks before criu does.
+    const dir = orb.runtime.checkpoints.imageDir(computer, IMAGE)
+    rmSync(join(dir, 'manifest.json'))
+    const core = readFileSync(join(dir, 'core-1.img'))
+    truncateSync(join(dir, 'core-1.img'), 20)
+    const thrown = await orb.runtime.checkpoints.restore(computer, IMAGE, false).catch((error) => error)
+    expect(thrown).toBeInstanceOf(CriuError)
+    await eventually(() => runningCriu(orb.dataDir).length === 0, 'the end of criu')
+    expect([processes(), orb.runtime.agentAlive(computer), await locked()]).toEqual([[], false, true])
+    writeFileSync(join(dir, 'core-1.img'), core)
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false)
+    tell('again')
+    expect(await answer()).toMatchObject({ told: 'again', count: 1, memory: true })
+  })
 
   test('a page daemon that dies before all pages are in is noticed', async () => {
     await startAgent(300)

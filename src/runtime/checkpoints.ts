@@ -7,9 +7,11 @@ import type { Cgroups } from './cgroup.ts'
 import { type ComputerSpec, killLeaf, shmBytes } from './computer.ts'
 import { type Criu, type CriuTarget, killProcess } from './criu.ts'
 import { runningCriu } from './criu-processes.ts'
-import { imageBytes, isComplete, isDrained, isRestored, isSynced, readNotes, syncImage, writeNotes } from './image.ts'
+import { isComplete, isDrained, isRestored, isSynced, readNotes, syncImage, writeNotes } from './image.ts'
+import { checkImage, hasManifest, noteHashes, noteSizes } from './image-manifest.ts'
 import * as launcher from './launcher.ts'
 import type { Network } from './network.ts'
+import { holdOpenFiles, type Layers, prepareOpenFiles, releaseOpenFiles, releaseOtherFiles } from './open-files.ts'
 import { type ComputerPaths, objectName } from './paths.ts'
 
 /** What of the host and of computers checkpoints need. */
@@ -34,6 +36,8 @@ const SETTLE_POLL_MS = 50
 /** Agents on their way to disk and back. Calls for one computer must not overlap. */
 export class Checkpoints {
   private readonly draining = new Map<string, Promise<boolean>>()
+  /** Images whose hashes are being noted: a restore does not share the disk and the processor with that. */
+  private readonly hashing = new Map<string, AbortController>()
 
   constructor(
     private readonly host: CheckpointHost,
@@ -77,7 +81,21 @@ export class Checkpoints {
     // From here on the image is all that there is of the agent: nothing that fails now may touch it.
     const durationMs = performance.now() - started
     this.tidyUp(name)
-    return { bytes: await imageBytes(dir), durationMs }
+    return { bytes: await this.seal(spec, image), durationMs }
+  }
+
+  /** Notes of a whole image what a later restore needs to know. Returns the bytes that criu wrote. */
+  private async seal(spec: ComputerSpec, image: string): Promise<number> {
+    const dir = this.imageDir(spec, image)
+    try {
+      holdOpenFiles(this.layers(spec), dir, image)
+    } catch (error) {
+      log('warn', 'open files of a sleeping agent are not kept', { computer: objectName(spec.shortId), error })
+    }
+    return noteSizes(dir).catch((error) => {
+      log('warn', 'a checkpoint has no manifest', { dir, error })
+      return 0
+    })
   }
 
   private tidyUp(name: string): void {
@@ -91,19 +109,31 @@ export class Checkpoints {
 
   /** Puts an image on stable storage: until then a power cut may leave nothing of it but names. */
   async syncImage(spec: ComputerSpec, image: string): Promise<void> {
-    await syncImage(this.imageDir(spec, image))
+    const dir = this.imageDir(spec, image)
+    const inUse = new AbortController()
+    this.hashing.set(spec.id, inUse)
+    try {
+      await noteHashes(dir, inUse.signal)
+      await syncImage(dir)
+    } finally {
+      if (this.hashing.get(spec.id) === inUse) this.hashing.delete(spec.id)
+    }
   }
 
   /**
    * Brings the agent back from the image; it runs, and its connections are open, when this returns.
-   * @param resetProxy connections to the LLM proxy that a former orb held are reset first
-   * @throws CriuError; the image is kept, nothing of a half restored tree stays
+   * @param foreign a former orb made the image: all of it is read to see whether it is whole, and the connections to the
+   *   LLM proxy that that orb held are reset first
+   * @throws CriuError, ImageError; the image is kept, nothing of a half restored tree stays
    */
-  async restore(spec: ComputerSpec, image: string, resetProxy: boolean): Promise<{ durationMs: number }> {
+  async restore(spec: ComputerSpec, image: string, foreign: boolean): Promise<{ durationMs: number }> {
     const started = performance.now()
-    await this.host.up(spec)
     const name = objectName(spec.shortId)
     const dir = this.imageDir(spec, image)
+    this.hashing.get(spec.id)?.abort()
+    await checkImage(dir, foreign)
+    await this.host.up(spec)
+    const putBack = prepareOpenFiles(this.layers(spec), dir, image)
     try {
       this.network.expectApps(spec.shortId, true)
       const { drained } = await this.criu.restore({
@@ -114,13 +144,15 @@ export class Checkpoints {
         timeoutMs: CRIU_TIMEOUT_MS,
       })
       this.trackDraining(spec.id, drained)
-      if (resetProxy) this.network.resetProxyConnections(spec.shortId, this.cgroups.agentId(name))
+      if (foreign) this.network.resetProxyConnections(spec.shortId, this.cgroups.agentId(name))
       this.network.unlock(spec.shortId)
       return { durationMs: performance.now() - started }
     } catch (thrown) {
       this.network.expectApps(spec.shortId, false)
       await killLeaf(this.cgroups, name, 'agent')
       throw thrown
+    } finally {
+      putBack()
     }
   }
 
@@ -132,10 +164,12 @@ export class Checkpoints {
   /** Removes an image; a missing one is no error. */
   async removeImage(spec: ComputerSpec, image: string): Promise<void> {
     await rm(this.imageDir(spec, image), { recursive: true, force: true })
+    await releaseOpenFiles(this.host.paths(spec), image)
   }
 
   /** Removes every image of the computer but `keep`. */
   async removeOtherImages(spec: ComputerSpec, keep: string | null): Promise<void> {
+    await releaseOtherFiles(this.host.paths(spec), keep)
     const names = await readdir(this.host.paths(spec).checkpoints).catch(() => [])
     for (const name of names) if (name !== keep) await this.removeImage(spec, name)
   }
@@ -174,6 +208,7 @@ export class Checkpoints {
       this.trackDraining(spec.id, drained)
     }
     const [complete, restored, synced] = await Promise.all([isComplete(dir), isRestored(dir), isSynced(dir)])
+    if (complete && !restored && !hasManifest(dir)) await this.seal(spec, image)
     return { imageComplete: complete && (synced || !rebooted), restored }
   }
 
@@ -182,6 +217,10 @@ export class Checkpoints {
     void drained.then(() => {
       if (this.draining.get(id) === drained) this.draining.delete(id)
     })
+  }
+
+  private layers(spec: ComputerSpec): Layers {
+    return { paths: this.host.paths(spec), base: this.host.base(spec) }
   }
 
   private target(spec: ComputerSpec, emptyShm: boolean): CriuTarget {

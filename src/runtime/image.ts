@@ -1,8 +1,9 @@
 import { existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
-import { open, readdir, readFile, stat } from 'node:fs/promises'
+import { open, readdir, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { log } from '../log.ts'
+import { hasManifest } from './image-manifest.ts'
 import { errnoCode } from './libc.ts'
 import type { Connection } from './netlink.ts'
 
@@ -17,8 +18,9 @@ export const RESTORE_RESULT = 'restore.result'
 export const PAGES_DRAINED = 'lazy.result'
 const SYNCED = 'synced'
 
-/** The dump ran to its end: only then is the image whole. */
-export const isComplete = async (dir: string): Promise<boolean> => (await resultOf(dir, DUMP_RESULT)) === 0
+/** The dump ran to its end: only then is the image whole, and has a manifest. */
+export const isComplete = async (dir: string): Promise<boolean> =>
+  hasManifest(dir) || (await resultOf(dir, DUMP_RESULT)) === 0
 
 /** The last restore ran to its end. */
 export const isRestored = async (dir: string): Promise<boolean> => (await resultOf(dir, RESTORE_RESULT)) === 0
@@ -52,20 +54,6 @@ export async function syncImage(dir: string): Promise<void> {
 async function sync(path: string): Promise<void> {
   const handle = await open(path, 'r')
   await handle.sync().finally(() => handle.close())
-}
-
-/** Bytes that criu wrote; 0 where they cannot be counted. */
-export async function imageBytes(dir: string): Promise<number> {
-  const names = await readdir(dir).catch(() => [])
-  const sizes = names
-    .filter((name) => name.endsWith('.img'))
-    .map((name) =>
-      stat(join(dir, name)).then(
-        (info) => info.size,
-        () => 0,
-      ),
-    )
-  return (await Promise.all(sizes)).reduce((sum, size) => sum + size, 0)
 }
 
 /** What orb has to know of an image without criu. */

@@ -101,8 +101,26 @@ export function cString(text: string | Uint8Array): Uint8Array {
 /** Numbers of the system calls used here: the kernel's arch/x86/entry/syscalls/syscall_64.tbl and asm-generic/unistd.h. */
 const NR =
   process.arch === 'arm64'
-    ? { getdents64: 61, mkdirat: 34, openat2: 437, readlinkat: 78, renameat2: 276, statx: 291, unlinkat: 35 }
-    : { getdents64: 217, mkdirat: 258, openat2: 437, readlinkat: 267, renameat2: 316, statx: 332, unlinkat: 263 }
+    ? {
+        getdents64: 61,
+        linkat: 37,
+        mkdirat: 34,
+        openat2: 437,
+        readlinkat: 78,
+        renameat2: 276,
+        statx: 291,
+        unlinkat: 35,
+      }
+    : {
+        getdents64: 217,
+        linkat: 265,
+        mkdirat: 258,
+        openat2: 437,
+        readlinkat: 267,
+        renameat2: 316,
+        statx: 332,
+        unlinkat: 263,
+      }
 
 /** Flags of open(2) that node:fs does not name. The same on x64 and arm64. */
 export const O_PATH = 0o10000000
@@ -144,6 +162,16 @@ export function renameat(fromDirFd: number, from: string | Uint8Array, toDirFd: 
   named('renameat2', NR.renameat2, [fromDirFd, cString(from), toDirFd, cString(to), 0])
 }
 
+/** Gives the file behind `fd`, which may be an O_PATH one, the name `name` in `dirFd`. Throws `Errno`. */
+export function linkFd(fd: number, dirFd: number, name: string): void {
+  named('linkat', NR.linkat, [fd, cString(''), dirFd, cString(name), AT_EMPTY_PATH])
+}
+
+/** Removes the directory `name` of `dirFd`, if it is empty. Throws `Errno`. */
+export function rmdirat(dirFd: number, name: string): void {
+  named('unlinkat', NR.unlinkat, [dirFd, cString(name), AT_REMOVEDIR])
+}
+
 /** Removes the file `name` of `dirFd`; follows no symlink. Throws `Errno`. */
 export function unlinkat(dirFd: number, name: string | Uint8Array): void {
   named('unlinkat', NR.unlinkat, [dirFd, cString(name), 0])
@@ -171,6 +199,7 @@ export interface Stat {
 
 const AT_SYMLINK_NOFOLLOW = 0x100
 const AT_EMPTY_PATH = 0x1000
+const AT_REMOVEDIR = 0x200
 const STATX_BASIC_STATS = 0x7ff
 const STATX_BYTES = 256
 const KIND_MASK = 0o170000

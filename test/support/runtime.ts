@@ -25,9 +25,9 @@ export interface TestRuntime extends AsyncDisposable {
 
 /**
  * A runtime on a data directory and a subnet of its own. Disposing of it takes everything away again: computers, mounts,
- * network, directory. Needs root. The base is the host's.
+ * network, directory. Needs root. `base` as in RuntimeOptions.
  */
-export async function startRuntime(proxyPort = PROXY_PORT): Promise<TestRuntime> {
+export async function startRuntime(proxyPort = PROXY_PORT, base = 'host'): Promise<TestRuntime> {
   if (process.getuid?.() !== 0) throw new Error('this test needs root')
   const dataDir = await mkdtemp(join(tmpdir(), 'orb-test-'))
   const computers: ComputerRow[] = []
@@ -35,7 +35,7 @@ export async function startRuntime(proxyPort = PROXY_PORT): Promise<TestRuntime>
   const options: RuntimeOptions = {
     data: dataPaths(dataDir),
     files: await unpackBundle(dataDir),
-    base: 'host',
+    base,
     memoryMultiplier: 3,
     network: { subnet: { base: addressNumber(subnet), bits: 24 }, proxyPort, apiPort: null, allow: [] },
   }
