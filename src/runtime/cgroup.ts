@@ -137,6 +137,11 @@ export class Cgroups {
     return [this.v2(name, leaf), ...v1].map((dir) => join(dir, 'cgroup.procs'))
   }
 
+  /** Names of all that have cgroups, those of other orbs too. */
+  computers(): string[] {
+    return children(join(this.root, PARENT))
+  }
+
   /** Host pids. */
   processes(name: string, leaf: Leaf): number[] {
     return numbersIn(join(this.v2(name, leaf), 'cgroup.procs'))
@@ -188,6 +193,13 @@ export class Cgroups {
   agentMemory(name: string): number {
     const file = this.v1.has('memory') ? 'memory.usage_in_bytes' : 'memory.current'
     return Number(readIfThere(join(this.dirOf('memory', name), 'agent', file)) || 0)
+  }
+
+  /** Bytes of the agent's tree that are in no file: what a checkpoint has to write at least. */
+  agentAnonymous(name: string): number {
+    const pattern = this.v1.has('memory') ? /^rss (\d+)$/m : /^anon (\d+)$/m
+    const text = readIfThere(join(this.dirOf('memory', name), 'agent', 'memory.stat'))
+    return Number(pattern.exec(text)?.[1] ?? 0)
   }
 
   /** CPU time of the agent's tree so far, in microseconds; v2 keeps this without a controller. */

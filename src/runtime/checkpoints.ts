@@ -5,14 +5,22 @@ import { log } from '../log.ts'
 import type { Base } from './base.ts'
 import type { Cgroups } from './cgroup.ts'
 import { type ComputerSpec, killLeaf, shmBytes } from './computer.ts'
-import { type Criu, type CriuTarget, killProcess } from './criu.ts'
+import { type Criu, CriuError, type CriuTarget, killProcess } from './criu.ts'
 import { runningCriu } from './criu-processes.ts'
 import { isComplete, isDrained, isRestored, isSynced, readNotes, syncImage, writeNotes } from './image.ts'
 import { checkImage, hasManifest, noteHashes, noteSizes } from './image-manifest.ts'
 import * as launcher from './launcher.ts'
 import type { Network } from './network.ts'
-import { holdOpenFiles, type Layers, prepareOpenFiles, releaseOpenFiles, releaseOtherFiles } from './open-files.ts'
+import {
+  holdOpenFiles,
+  type Layers,
+  portsOf,
+  prepareOpenFiles,
+  releaseOpenFiles,
+  releaseOtherFiles,
+} from './open-files.ts'
 import { type ComputerPaths, objectName } from './paths.ts'
+import { portsInUse } from './reserved-ports.ts'
 
 /** What of the host and of computers checkpoints need. */
 export interface CheckpointHost {
@@ -32,6 +40,7 @@ const CRIU_TIMEOUT_MS = 30_000
 /** 20 MB/s */
 const SLOWEST_DISK_BYTES_PER_MS = 20_000
 const SETTLE_POLL_MS = 50
+const BYTES_PER_MB = 1024 * 1024
 
 /** Agents on their way to disk and back. Calls for one computer must not overlap. */
 export class Checkpoints {
@@ -61,6 +70,7 @@ export class Checkpoints {
     const init = launcher.agentInit(this.cgroups.processes(name, 'agent'))
     const pid = init === null ? undefined : launcher.namespacePids(init)[1]
     if (init === null || pid === undefined) throw new Error('the agent has no process')
+    this.checkRoom(name)
     const connections = this.network.connectionsOf(spec.shortId, this.cgroups.agentId(name))
     this.network.lock(spec.shortId, connections)
     try {
@@ -84,11 +94,21 @@ export class Checkpoints {
     return { bytes: await this.seal(spec, image), durationMs }
   }
 
+  /** @throws CriuError when the memory that has to be written cannot fit */
+  private checkRoom(name: string): void {
+    const { bavail, bsize } = statfsSync(this.host.dataDir)
+    const [free, memory] = [bavail * bsize, this.cgroups.agentAnonymous(name)]
+    if (free >= memory) return
+    const mb = (bytes: number) => `${Math.ceil(bytes / BYTES_PER_MB)} MB`
+    throw new CriuError('dump', `${mb(memory)} of memory do not fit into the ${mb(free)} of the data directory`, true)
+  }
+
   /** Notes of a whole image what a later restore needs to know. Returns the bytes that criu wrote. */
   private async seal(spec: ComputerSpec, image: string): Promise<number> {
     const dir = this.imageDir(spec, image)
     try {
       holdOpenFiles(this.layers(spec), dir, image)
+      this.network.reserve(spec.shortId, portsOf(dir))
     } catch (error) {
       log('warn', 'open files of a sleeping agent are not kept', { computer: objectName(spec.shortId), error })
     }
@@ -150,7 +170,7 @@ export class Checkpoints {
     } catch (thrown) {
       this.network.expectApps(spec.shortId, false)
       await killLeaf(this.cgroups, name, 'agent')
-      throw thrown
+      throw this.portTaken(spec, dir, thrown) ?? thrown
     } finally {
       putBack()
     }
@@ -172,6 +192,17 @@ export class Checkpoints {
     await releaseOtherFiles(this.host.paths(spec), keep)
     const names = await readdir(this.host.paths(spec).checkpoints).catch(() => [])
     for (const name of names) if (name !== keep) await this.removeImage(spec, name)
+  }
+
+  /** Images that no transition left in use, and criu where it works on one of those: removed. Returns how many there were. */
+  async removeStrays(spec: ComputerSpec, keep: string | null): Promise<number> {
+    const names = await readdir(this.host.paths(spec).checkpoints).catch(() => [])
+    const strays = names.filter((name) => name !== keep)
+    if (strays.length === 0) return 0
+    const dirs = strays.map((name) => this.imageDir(spec, name))
+    for (const { pid, dir } of runningCriu(this.host.dataDir)) if (dirs.includes(dir)) killProcess(pid)
+    for (const name of strays) await this.removeImage(spec, name)
+    return strays.length
   }
 
   /** After the pages of the last restore are all in: true; false when their daemon failed, which the agent will not survive. */
@@ -209,6 +240,8 @@ export class Checkpoints {
     }
     const [complete, restored, synced] = await Promise.all([isComplete(dir), isRestored(dir), isSynced(dir)])
     if (complete && !restored && !hasManifest(dir)) await this.seal(spec, image)
+    // After a reboot its namespace is another one.
+    else if (complete) this.network.reserve(spec.shortId, portsOf(dir))
     return { imageComplete: complete && (synced || !rebooted), restored }
   }
 
@@ -217,6 +250,18 @@ export class Checkpoints {
     void drained.then(() => {
       if (this.draining.get(id) === drained) this.draining.delete(id)
     })
+  }
+
+  /** What criu's failure to bind means to a user. */
+  private portTaken(spec: ComputerSpec, dir: string, thrown: unknown): CriuError | null {
+    if (!(thrown instanceof CriuError) || !/bind|Address already in use/.test(thrown.reason)) return null
+    const inUse = portsInUse(this.host.initPid(spec))
+    const port = portsOf(dir).find((one) => inUse.has(one))
+    if (port === undefined) return null
+    return new CriuError(
+      'restore',
+      `port ${port} of the agent is in use by another program in its computer: end that first`,
+    )
   }
 
   private layers(spec: ComputerSpec): Layers {

@@ -45,7 +45,17 @@ const inotify = (id: number, ...watches: number[][]): number[] => [
 ]
 const pipe = [...number(1, 2), ...number(2, 9), ...bytes(18, number(1, 9))]
 
+const socket = (id: number, port: number): number[] => [
+  ...number(1, 4),
+  ...number(2, id),
+  ...bytes(4, [...number(1, id), ...number(6, 10), ...number(7, port), ...number(8, 443)]),
+]
+
 const LIST = image(
+  socket(5, 8000),
+  socket(6, 0),
+  socket(7, 8000),
+  socket(8, 40_001),
   regular(1, '/agent/data/read', 300),
   pipe,
   regular(2, '/agent/data/log', null),
@@ -61,6 +71,7 @@ test('files with a name are read, those that had none any more are not', () => {
       { id: 2, path: '/agent/data/log', mode: 0o100644, size: null },
     ],
     watched: ['/agent', '/agent/data/gone'],
+    ports: [8000, 40_001],
   })
   expect(readOpenFiles({ files: LIST, remaps: null }).files).toHaveLength(3)
 })
@@ -91,6 +102,10 @@ describe('a fixed list', () => {
   test('has no watch of what is gone, and all the others', () => {
     const list = fixOpenFiles(LIST, new Map(), new Set(['/agent/data/gone']))
     const expected = image(
+      socket(5, 8000),
+      socket(6, 0),
+      socket(7, 8000),
+      socket(8, 40_001),
       regular(1, '/agent/data/read', 300),
       pipe,
       regular(2, '/agent/data/log', null),

@@ -19,6 +19,8 @@ export interface OpenFiles {
   files: NamedFile[]
   /** Paths that are watched by inotify. */
   watched: string[]
+  /** Local ports of TCP and UDP sockets. */
+  ports: number[]
 }
 
 /** What a file's entry is to say instead. Its size, mode and build id are then no longer insisted on. */
@@ -29,8 +31,9 @@ export interface Fix {
 const MAGIC_BYTES = 8
 const LENGTH_BYTES = 4
 
-/** Field numbers of fdinfo.proto, regfile.proto, fsnotify.proto, fh.proto and remap-file-path.proto. */
-const FILE = { reg: 3, inotify: 13 }
+/** Field numbers of fdinfo.proto, regfile.proto, sk-inet.proto, fsnotify.proto, fh.proto and remap-file-path.proto. */
+const FILE = { reg: 3, socket: 4, inotify: 13 }
+const SOCKET_PORT = 7
 const REG = { id: 1, name: 6, size: 8, mode: 10, validated: [8, 10, 11, 12, 13, 14] }
 const INOTIFY_WATCH = 5
 const WATCH_HANDLE = 7
@@ -56,16 +59,20 @@ export function readOpenFiles(images: { files: Uint8Array; remaps: Uint8Array | 
   )
   const files: NamedFile[] = []
   const watched: string[] = []
+  const ports = new Set<number>()
   for (const entry of messagesOf(images.files)) {
     for (const field of fieldsOf(entry)) {
       if (field.number === FILE.reg) {
         const file = namedFile(field.bytes)
         if (!remapped.has(file.id)) files.push(file)
       }
+      if (field.number === FILE.socket) ports.add(varintIn(field.bytes, SOCKET_PORT))
       if (field.number === FILE.inotify) watched.push(...watchesOf(field.bytes).flatMap((watch) => watch.path ?? []))
     }
   }
-  return { files, watched }
+  // A socket that is not bound yet has none.
+  ports.delete(0)
+  return { files, watched, ports: [...ports] }
 }
 
 /** files.img with some entries fixed, and without the watches of paths in `unwatched`. */

@@ -1,11 +1,14 @@
 import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
+import { z } from 'zod'
 import { log } from '../log.ts'
 import { type AppSocket, AppSockets } from './app-socket.ts'
 import { run } from './command.ts'
+import { errnoCode } from './libc.ts'
 import { type Connection, NftSets, SocketDiag } from './netlink.ts'
 import { networkRules } from './network-rules.ts'
 import { objectName } from './paths.ts'
+import { reservePorts } from './reserved-ports.ts'
 
 /** An IPv4 network. */
 export interface Cidr {
@@ -55,6 +58,8 @@ export class Network {
   private readonly diags = new Map<string, SocketDiag>()
   private readonly locks: Map<string, Connection[]>
   private readonly apps = new AppSockets()
+  /** Computers whose namespace keeps ports free for a sleeping agent. */
+  private readonly reserved = new Set<string>()
 
   private constructor(
     private readonly options: NetworkOptions,
@@ -138,6 +143,33 @@ export class Network {
     return routes.includes(`via ${this.gateway} `) && addresses.includes(` ${this.address(slot)}/32 `)
   }
 
+  /** Whether a link is the host's end of a computer of this subnet, which its hardware address tells. */
+  owns(link: string): boolean {
+    const [, tail] = /^02:6f:((?:[0-9a-f]{2}:){3}[0-9a-f]{2})$/.exec(readLine(`/sys/class/net/${link}/address`)) ?? []
+    return tail !== undefined && this.slotOf(dotted(Number.parseInt(tail.replaceAll(':', ''), 16))) !== null
+  }
+
+  /** Whether nothing of a computer's network is missing. */
+  isUp(shortId: string): boolean {
+    return existsSync(this.netnsFile(shortId)) && existsSync(`/sys/class/net/${objectName(shortId)}`)
+  }
+
+  /**
+   * Makes the set of locked connections what it should be: an element too many would cut off whoever gets that port next,
+   * one too few would cost a sleeping agent its connection. Returns how many were wrong.
+   */
+  async repairLocks(): Promise<number> {
+    const listed = await run(['nft', '-j', 'list', 'set', 'inet', this.table, 'locked'])
+    const there = new Set(readElements(listed).map((key) => Buffer.from(key).toString('hex')))
+    const wanted = [...this.locks.values()].flat().map(lockKey)
+    const kept = new Set(wanted.map((key) => Buffer.from(key).toString('hex')))
+    const missing = wanted.filter((key) => !there.has(Buffer.from(key).toString('hex')))
+    const extra = [...there].filter((key) => !kept.has(key)).map((key) => Buffer.from(key, 'hex'))
+    this.sets.add('locked', missing)
+    for (const key of extra) this.sets.remove('locked', [key])
+    return missing.length + extra.length
+  }
+
   /** Removes a computer's namespace and with it its veth; nothing there is no error. */
   async remove(shortId: string): Promise<void> {
     const name = objectName(shortId)
@@ -154,7 +186,19 @@ export class Network {
     this.unlock(shortId)
     this.sets.add('locked', connections.map(lockKey))
     this.locks.set(shortId, connections)
+    this.reserve(
+      shortId,
+      connections.map(({ local }) => local.port),
+    )
     this.apps.lock(shortId)
+  }
+
+  /** Until `unlock` no program of the computer is given one of these ports by chance: the sleeping agent needs them back. */
+  reserve(shortId: string, ports: number[]): void {
+    if (ports.length === 0 && !this.reserved.has(shortId)) return
+    reservePorts(this.netnsFile(shortId), this.ownNetns, ports)
+    if (ports.length === 0) this.reserved.delete(shortId)
+    else this.reserved.add(shortId)
   }
 
   /** Makes the rules anew if somebody has taken them away, as a reload of the server's firewall does. */
@@ -168,6 +212,7 @@ export class Network {
   unlock(shortId: string): void {
     this.sets.remove('locked', (this.locks.get(shortId) ?? []).map(lockKey))
     this.locks.delete(shortId)
+    this.reserve(shortId, [])
     this.apps.unlock(shortId)
   }
 
@@ -285,6 +330,38 @@ function atLeast(file: string, value: number): void {
 const hex = (number: number): string => number.toString(16).padStart(8, '0')
 
 const macTail = (address: number): string => hex(address).replace(/(..)(?=.)/g, '$1:')
+
+const NftElements = z.object({
+  nftables: z.array(
+    z.object({
+      set: z
+        .object({
+          elem: z.array(z.object({ concat: z.tuple([z.string(), z.number(), z.string(), z.number()]) })).default([]),
+        })
+        .optional(),
+    }),
+  ),
+})
+
+/** Keys of the set that `nft -j list set` shows. */
+const readElements = (json: string): Uint8Array[] =>
+  NftElements.parse(JSON.parse(json))
+    .nftables.flatMap(({ set }) => set?.elem ?? [])
+    .map(({ concat: [local, localPort, remote, remotePort] }) =>
+      lockKey({
+        local: { address: addressBytes(addressNumber(local)), port: localPort },
+        remote: { address: addressBytes(addressNumber(remote)), port: remotePort },
+      }),
+    )
+
+function readLine(file: string): string {
+  try {
+    return readFileSync(file, 'utf8').trim()
+  } catch (thrown) {
+    if (['ENOENT', 'EINVAL'].includes(errnoCode(thrown) ?? '')) return ''
+    throw thrown
+  }
+}
 
 /** Name servers of the host that are worth asking from here. */
 export async function hostNameservers(file = '/etc/resolv.conf'): Promise<string[]> {

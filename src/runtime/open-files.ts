@@ -39,7 +39,7 @@ const Entry = z.object({
   base: z.object({ size: z.number(), mtimeMs: z.number() }).nullable(),
 })
 type Entry = z.output<typeof Entry>
-const Notes = z.object({ files: z.array(Entry), watched: z.array(z.string()) })
+const Notes = z.object({ files: z.array(Entry), watched: z.array(z.string()), ports: z.array(z.number()) })
 
 /** Where the files of a computer lie. */
 export interface Layers {
@@ -64,9 +64,9 @@ const heldDir = (paths: ComputerPaths, image: string): string => join(heldRoot(p
 /** In the computer's root while criu needs it. */
 const LENT_PREFIX = '.orb-held-'
 
-/** Notes what a whole image has open, and keeps it. The agent must be gone from memory. */
+/** Notes what a whole image has open, and keeps its files. The agent must be gone from memory. */
 export function holdOpenFiles(layers: Layers, dir: string, image: string): void {
-  const { files, watched } = readOpenFiles(listsOf(dir))
+  const { files, watched, ports } = readOpenFiles(listsOf(dir))
   const held = heldDir(layers.paths, image)
   rmSync(held, { recursive: true, force: true })
   mkdirSync(held, { recursive: true, mode: 0o700 })
@@ -77,7 +77,7 @@ export function holdOpenFiles(layers: Layers, dir: string, image: string): void 
       .flatMap((file) => entryOf(layers, file, heldFd) ?? [])
     writeFileSync(
       join(dir, `${NOTES}.part`),
-      JSON.stringify({ files: entries, watched } satisfies z.input<typeof Notes>),
+      JSON.stringify({ files: entries, watched, ports } satisfies z.input<typeof Notes>),
     )
     renameSync(join(dir, `${NOTES}.part`), join(dir, NOTES))
   } finally {
@@ -115,6 +115,8 @@ export function prepareOpenFiles(layers: Layers, dir: string, image: string): Ti
     for (const path of made.reverse()) removeDirectory(paths.rootfs, path)
   }
   try {
+    // Before directories are made again: those are gone as soon as the agent runs.
+    const gone = notes.watched.filter((path) => look(root, path, undefined, LOOK_FOLLOWING) === null)
     const fixes = new Map<number, Fix>()
     for (const entry of notes.files) {
       const fix = fixFor(layers, entry, image, root, made)
@@ -122,7 +124,6 @@ export function prepareOpenFiles(layers: Layers, dir: string, image: string): Ti
       fixes.set(entry.id, fix)
       if (fix.path !== undefined) lent.push(fix.path)
     }
-    const gone = notes.watched.filter((path) => look(root, path, undefined, LOOK_FOLLOWING) === null)
     rewrite(dir, fixes, new Set(gone))
     return tidyUp
   } catch (thrown) {
@@ -239,6 +240,9 @@ function readNotes(dir: string): z.output<typeof Notes> | null {
     return null
   }
 }
+
+/** Local ports of an image's sockets. */
+export const portsOf = (dir: string): number[] => readNotes(dir)?.ports ?? []
 
 /** The directories of the disk and of the base that a path of the computer lies in, and its path there. */
 function layerOf({ paths, base }: Layers, path: string): { upper: string; lower: string; path: string } {

@@ -71,7 +71,7 @@ describe('a computer', () => {
     await orb.runtime.killAll(stray)
     for (const pid of initOf(stray)) process.kill(pid, 'SIGKILL')
     await until(() => initOf(stray).length === 0)
-    await orb.runtime.removeStrays(new Set([computer.id]))
+    await orb.runtime.removeStrays(() => new Set([computer.id]))
     expect(existsSync(orb.runtime.paths(stray).dir)).toBe(false)
     expect(existsSync(orb.runtime.paths(computer).disk)).toBe(true)
   })

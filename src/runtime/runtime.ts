@@ -1,8 +1,7 @@
 import { existsSync, type FSWatcher, readFileSync, writeFileSync } from 'node:fs'
-import { mkdir, readdir, writeFile } from 'node:fs/promises'
+import { mkdir, writeFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
-import { log } from '../log.ts'
 import { type Base, baseNamed, prepareBase, prepareDevices } from './base.ts'
 import type { RuntimeFiles } from './bundle.ts'
 import { Cgroups, type Purpose } from './cgroup.ts'
@@ -18,6 +17,7 @@ import * as launcher from './launcher.ts'
 import { Network, type NetworkOptions } from './network.ts'
 import { type ComputerPaths, computerPaths, type DataPaths, objectName } from './paths.ts'
 import { seccompFilter } from './seccomp.ts'
+import { type Known, removeStrays, type Swept } from './strays.ts'
 
 export interface RuntimeOptions {
   data: DataPaths
@@ -37,6 +37,8 @@ export interface AgentStart {
 /** Files of /proc that tell of the host when they are read. */
 const MASKED = ['/proc/kcore', '/proc/keys', '/proc/timer_list', '/proc/latency_stats', '/proc/sched_debug']
 const FREEZE_TIMEOUT_MS = 5000
+/** What taking down takes of a computer that has no row. */
+const NOBODY = { slot: 0, runtimeMb: 0, diskMb: 0, base: '' }
 
 /**
  * Computers as the kernel sees them: disk, root, network, cgroup, processes. It knows what is there, not what should be:
@@ -158,20 +160,17 @@ export class Runtime {
     await disk.removeDisk(this.paths(spec))
   }
 
-  /** Directories below the data directory that belong to none of `ids`: unmounted and removed, as far as that goes. */
-  async removeStrays(ids: Set<string>): Promise<void> {
-    const { data } = this.options
-    const names = (await Promise.all([readdir(data.computers), readdir(data.checkpoints)])).flat()
-    for (const id of new Set(names)) {
-      if (ids.has(id)) continue
-      const paths = computerPaths(data, id)
-      try {
-        await disk.unmountComputer(paths)
-        await disk.removeDisk(paths)
-      } catch (error) {
-        log('warn', 'a leftover directory cannot be removed', { dir: paths.dir, error })
-      }
-    }
+  /** Takes away what is left of computers that nobody knows any more. May overlap anything. */
+  removeStrays(known: Known): Promise<Swept> {
+    const { data, files } = this.options
+    const { cgroups, network } = this
+    const down = (id: string, shortId: string) => this.down({ ...NOBODY, id, shortId })
+    return removeStrays({ data, programs: files.dir, cgroups, network, down }, known)
+  }
+
+  /** Whether nothing of what a computer is in the kernel is missing; one that has never been up is not. */
+  isUp(spec: ComputerSpec): boolean {
+    return this.findInit(spec) !== null && this.network.isUp(spec.shortId)
   }
 
   /* ---- the agent's tree ---- */

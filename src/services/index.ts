@@ -32,6 +32,7 @@ import { agentEnvironment, type EnvironmentFacts, resolveSecrets } from './envir
 import { createExec } from './exec.ts'
 import { createFiles } from './files.ts'
 import type { PublicDirectory } from './front.ts'
+import { Janitor } from './janitor.ts'
 import { createLogs } from './logs.ts'
 import { createFindComputer } from './lookup.ts'
 import type { Metrics } from './metrics.ts'
@@ -207,7 +208,6 @@ export async function startServices(settings: Settings): Promise<RunningServices
 
   gauges(metrics, registry)
   builds.recover()
-  await runtime.removeStrays(new Set(store.computers.all().map((computer) => computer.id)))
   await recoverAgents(registry, boot)
   const stopIdleSleep = startIdleSleep({
     runtime,
@@ -220,6 +220,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     cpuPercent: settings.idleCpuPercent,
     usualWindowMs: settings.idleTimeoutMs || Number.POSITIVE_INFINITY,
   })
+  const janitor = new Janitor({ runtime, store, registry })
 
   const rules = setInterval(() => {
     runtime.network.ensureRules().catch((error) => log('error', 'the rules of the computers cannot be made', { error }))
@@ -236,6 +237,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       for (const life of registry.all()) life.ladder.stop()
       await Promise.all([proxy.stop(graceMs), others])
       await dns.stop()
+      await janitor.stop()
       await Promise.all(registry.all().map((life) => life.settledDown()))
       runtime.close()
       store.close()

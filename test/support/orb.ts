@@ -27,6 +27,8 @@ export interface OrbOptions {
   env?: Record<string, string>
   /** Executable to run instead. */
   binary?: string
+  /** Where its data directory is made. */
+  parentDir?: string
 }
 
 export interface Answer {
@@ -50,7 +52,7 @@ function spawn(command: string[], env: Record<string, string>) {
 
 export async function startOrb(options: OrbOptions = {}): Promise<Orb> {
   if (process.getuid?.() !== 0) throw new Error('the end-to-end tests need root')
-  const dataDir = await mkdtemp(join(tmpdir(), 'orb-test-'))
+  const dataDir = await mkdtemp(join(options.parentDir ?? tmpdir(), 'orb-test-'))
   const orb = new Orb(dataDir, options)
   try {
     await orb.start()

@@ -220,6 +220,11 @@ export class Life {
     return this.serial(() => recoverAgent({ runtime, slots, computer, record, tree }, rebooted))
   }
 
+  /** Removes images that are not the agent's. Returns how many things there were. */
+  removeStrays(): Promise<number> {
+    return this.serial(() => this.deps.runtime.checkpoints.removeStrays(this.computer, this.row()?.image ?? null))
+  }
+
   /** Resolves when no transition is under way and all images are on stable storage. */
   async settledDown(): Promise<void> {
     this.tree.unwatch()

@@ -1,6 +1,7 @@
 import type { FSWatcher } from 'node:fs'
 import { messageOf, OrbError } from '../../errors.ts'
 import { CriuError } from '../../runtime/criu.ts'
+import { errnoCode } from '../../runtime/libc.ts'
 import { stderrTail } from '../../runtime/logs.ts'
 import type { AgentStart, Runtime } from '../../runtime/runtime.ts'
 import type { AgentRow, ComputerRow, FailureReason, SleepReason } from '../../store/types.ts'
@@ -103,7 +104,7 @@ export class AgentTree {
     const wasFrozen = row.phase === 'frozen'
     const image = `${row.generation + 1}`
     const llmOutstanding = this.owner.outstanding() > 0
-    const begun = this.record.step(row, { phase: 'checkpointing', image, sleepReason: reason, llmOutstanding })
+    const begun = this.beginDump(row, { image, sleepReason: reason, llmOutstanding })
     let written: { bytes: number; durationMs: number }
     try {
       if (!wasFrozen) await runtime.freezeAgent(this.computer)
@@ -123,6 +124,15 @@ export class AgentTree {
     return { image, bytes: written.bytes, durationMs }
   }
 
+  private beginDump(row: AgentRow, fields: Pick<AgentRow, 'image' | 'sleepReason' | 'llmOutstanding'>): AgentRow {
+    try {
+      return this.record.step(row, { phase: 'checkpointing', ...fields })
+    } catch (thrown) {
+      // The database lies on the same disk as the images.
+      throw isNoSpace(thrown) ? noSpace(messageOf(thrown), thrown) : thrown
+    }
+  }
+
   /** @param stay an agent that waits for its LLM stays frozen until the answer, any other goes on */
   private async dumpFailed(begun: AgentRow, thrown: unknown, stay: boolean): Promise<OrbError> {
     const { runtime, metrics } = this.deps
@@ -136,9 +146,7 @@ export class AgentTree {
     const phase = stay ? 'frozen' : 'running'
     this.record.save(begun, { phase, image: null, sleepReason: null, failureMessage: message })
     this.record.say(`checkpoint failed: ${message}`)
-    if (thrown instanceof CriuError && thrown.noSpace) {
-      return new OrbError('disk_full', 'no space is left for the checkpoint; the agent runs on', {}, { cause: thrown })
-    }
+    if (isNoSpace(thrown)) return noSpace(message, thrown)
     return new OrbError('checkpoint_failed', `${message}; the agent runs on`, {}, { cause: thrown })
   }
 
@@ -235,3 +243,10 @@ export class AgentTree {
     if (row && inRam && !this.deps.runtime.agentAlive(this.computer)) await this.end(row)
   }
 }
+
+/** criu, a system call or the database said so. */
+const isNoSpace = (thrown: unknown): boolean =>
+  thrown instanceof CriuError ? thrown.noSpace : ['ENOSPC', 'EDQUOT', 'SQLITE_FULL'].includes(errnoCode(thrown) ?? '')
+
+const noSpace = (message: string, cause: unknown): OrbError =>
+  new OrbError('disk_full', `no space is left for the checkpoint (${message}); the agent runs on`, {}, { cause })
