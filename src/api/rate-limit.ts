@@ -3,8 +3,8 @@ import { OrbError } from '../errors.ts'
 const WINDOW_MS = 60_000
 
 /** Counts calls per address in windows of a minute. The function throws `rate_limited` above `limit`. */
-export function createRateLimit(limit: number, now: () => number = Date.now): (address: string) => void {
-  let windowStart = 0
+export function createRateLimit(limit: number, now: () => number = () => performance.now()): (address: string) => void {
+  let windowStart = Number.NEGATIVE_INFINITY
   let counts = new Map<string, number>()
   return (address) => {
     const at = now()

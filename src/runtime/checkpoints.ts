@@ -8,7 +8,7 @@ import { type ComputerSpec, killLeaf, shmBytes } from './computer.ts'
 import { type Criu, CriuError, type CriuTarget, killProcess } from './criu.ts'
 import { runningCriu } from './criu-processes.ts'
 import { isComplete, isDrained, isRestored, isSynced, readNotes, syncImage, writeNotes } from './image.ts'
-import { checkImage, hasManifest, noteHashes, noteSizes } from './image-manifest.ts'
+import { checkImage, hasManifest, ImageError, noteHashes, noteSizes } from './image-manifest.ts'
 import * as launcher from './launcher.ts'
 import type { Network } from './network.ts'
 import {
@@ -151,6 +151,7 @@ export class Checkpoints {
     const name = objectName(spec.shortId)
     const dir = this.imageDir(spec, image)
     this.hashing.get(spec.id)?.abort()
+    if (!(await isComplete(dir))) throw new ImageError('the checkpoint is not whole')
     await checkImage(dir, foreign)
     await this.host.up(spec)
     const putBack = prepareOpenFiles(this.layers(spec), dir, image)

@@ -9,7 +9,7 @@ import { errnoCode, mkdirat, openInRoot, renameat } from './libc.ts'
 
 const DIRECTORY = '.orb'
 const HASH_LENGTH = 12
-const EXIT_FILE_BYTES = 64
+const EXIT_FILE_BYTES = 96
 
 const hashes = new Map<string, string>()
 
@@ -67,8 +67,17 @@ function isInstalled(dir: number, name: string, size: number): boolean {
   }
 }
 
-/** The agent's exit code and the time (ms) that its pid 1 wrote down, or null when there is nothing to be believed. */
-export function readExit(rootfs: string): { code: number; at: number } | null {
+/** What an agent's pid 1 wrote down when the program ended. */
+export interface Exit {
+  code: number
+  /** By the clock of that moment, which need not be later than that of the start: ms since the epoch. */
+  at: number
+  /** Which start this was the end of; null from a pid 1 of an orb that did not tell. */
+  life: number | null
+}
+
+/** The agent's exit, or null when there is nothing to be believed. */
+export function readExit(rootfs: string): Exit | null {
   try {
     const root = openSync(rootfs, constants.O_RDONLY | constants.O_DIRECTORY)
     try {
@@ -77,8 +86,8 @@ export function readExit(rootfs: string): { code: number; at: number } | null {
         if (!fstatSync(fd).isFile()) return null
         const buffer = Buffer.alloc(EXIT_FILE_BYTES)
         const text = buffer.toString('latin1', 0, readSync(fd, buffer))
-        const match = /^(\d{1,3}) (\d{1,16})\n$/.exec(text)
-        return match ? { code: Number(match[1]), at: Number(match[2]) } : null
+        const [, code, at, life] = /^(\d{1,3}) (\d{1,16})(?: (\d{1,16}))?\n$/.exec(text) ?? []
+        return code && at ? { code: Number(code), at: Number(at), life: life ? Number(life) : null } : null
       } finally {
         closeSync(fd)
       }

@@ -29,6 +29,8 @@ export interface AgentOptions {
   shmBytes: number
   /** `orb-init` as the computer sees it. */
   pid1: string
+  /** Comes back in the exit file. */
+  life: number
   argv: string[]
   env: Record<string, string>
   cwd: string
@@ -95,6 +97,8 @@ export async function spawnAgent(files: LauncherFiles, options: AgentOptions): P
     files.seccomp,
     '--pid1',
     options.pid1,
+    '--life',
+    String(options.life),
     '--cwd',
     options.cwd,
     '--env',

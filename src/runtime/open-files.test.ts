@@ -184,6 +184,60 @@ describe('while an agent sleeps', () => {
   })
 })
 
+describe('the ports of a sleeping agent', () => {
+  const inNetns = (command: string) => {
+    const netns = orb.runtime.network.netnsFile(computer.shortId)
+    const { exitCode, stdout, stderr } = Bun.spawnSync(['nsenter', `--net=${netns}`, 'sh', '-ec', command])
+    if (exitCode !== 0) throw new Error(stderr.toString())
+    return stdout.toString().trim()
+  }
+  const RESERVED = 'cat /proc/sys/net/ipv4/ip_local_reserved_ports'
+
+  test('are given to nobody by chance, and free again afterwards', async () => {
+    // All that there is to give, the agent's among them.
+    inNetns('echo 7999 8003 > /proc/sys/net/ipv4/ip_local_port_range')
+    await startAgent()
+    await sleep()
+    expect(inNetns(RESERVED)).toBe('8000')
+    const takeAll = `
+import socket, time
+taken = []
+for _ in range(10):
+    one = socket.socket()
+    try: one.bind(('', 0))
+    except OSError: break
+    taken.append(one.getsockname()[1])
+    globals()['keep%d' % _] = one
+print(*sorted(taken), flush=True)
+open('/tmp/taken', 'w').close()
+time.sleep(30)
+`
+    writeFileSync(join(rootfs(), 'tmp/take.py'), takeAll)
+    await sh('python3 /tmp/take.py > /tmp/out & until [ -e /tmp/taken ]; do sleep 0.02; done')
+    // Others may wait for the last of curl's connections.
+    const taken = (await sh('cat /tmp/out')).trim().split(' ')
+    expect(taken.length).toBeGreaterThan(1)
+    expect(taken).not.toContain('8000')
+    await wake()
+    expect(inNetns(RESERVED)).toBe('')
+    await sh('pkill -f [t]ake.py')
+    expect(await look()).toMatchObject({ count: 2 })
+  })
+
+  test('one that a command takes on purpose is named; once it is given back the agent wakes', async () => {
+    await startAgent()
+    await sleep()
+    await sh(
+      'python3 -m http.server 8000 >/dev/null 2>&1 & until curl -s 127.0.0.1:8000 >/dev/null; do sleep 0.05; done',
+    )
+    expect(await refusal()).toContain('port 8000 of the agent is in use by another program in its computer')
+    expect(orb.runtime.agentAlive(computer)).toBe(false)
+    await sh('pkill -f [h]ttp.server; while curl -s 127.0.0.1:8000 >/dev/null; do sleep 0.05; done')
+    await wake()
+    expect(await look()).toMatchObject({ count: 2, read: 'bbbb' })
+  })
+})
+
 describe('a base directory that changes under a sleeping agent', () => {
   const COUNTER = ['bash', '-c', 'for ((n = 1; ; n++)); do echo $n; sleep 0.05; done']
   let base: string

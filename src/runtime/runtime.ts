@@ -12,7 +12,7 @@ import { Criu } from './criu.ts'
 import * as disk from './disk.ts'
 import { isInTimedSleep, type Traffic, trafficOf } from './idle-signs.ts'
 import { readNotes } from './image.ts'
-import { installPid1, readExit } from './inside.ts'
+import { type Exit, installPid1, readExit } from './inside.ts'
 import * as launcher from './launcher.ts'
 import { Network, type NetworkOptions } from './network.ts'
 import { type ComputerPaths, computerPaths, type DataPaths, objectName } from './paths.ts'
@@ -175,8 +175,8 @@ export class Runtime {
 
   /* ---- the agent's tree ---- */
 
-  /** Starts the agent. @throws launcher.SpawnError */
-  async spawnAgent(spec: ComputerSpec, start: AgentStart): Promise<void> {
+  /** Starts the agent. @param life number of this start, which its exit will bear @throws launcher.SpawnError */
+  async spawnAgent(spec: ComputerSpec, start: AgentStart, life = 0): Promise<void> {
     await this.up(spec)
     const name = objectName(spec.shortId)
     await launcher.spawnAgent(this.launch, {
@@ -185,6 +185,7 @@ export class Runtime {
       initPid: this.initPid(spec),
       masks: this.masks,
       shmBytes: shmBytes(spec),
+      life,
       pid1: await installPid1(this.paths(spec).rootfs, this.options.files.init),
     })
   }
@@ -224,8 +225,8 @@ export class Runtime {
     return this.cgroups.oomKills(objectName(spec.shortId))
   }
 
-  /** Exit code and time (ms) that the agent's pid 1 wrote down, or null when it could not. */
-  readExit(spec: ComputerSpec): { code: number; at: number } | null {
+  /** What the agent's pid 1 wrote down, or null when it could not. */
+  readExit(spec: ComputerSpec): Exit | null {
     return readExit(this.paths(spec).rootfs)
   }
 

@@ -55,7 +55,7 @@ export function createSystem(deps: {
   /** Null when agents can be checkpointed here, else the reason why not. */
   checkpointProblem: () => string | null
 }): Services['system'] {
-  const startedAt = Date.now()
+  const startedAt = performance.now()
   deps.metrics.gauge('orb_build_info', () => [{ labels: { version: deps.version }, value: 1 }])
 
   let written = { at: Number.NEGATIVE_INFINITY, database: HEALTHY, disk: HEALTHY }
@@ -84,7 +84,7 @@ export function createSystem(deps: {
           status,
           service: SERVICE_NAME,
           version: deps.version,
-          uptime_secs: Math.floor((Date.now() - startedAt) / 1000),
+          uptime_secs: Math.floor((performance.now() - startedAt) / 1000),
           checkpoint: checkpointProblem === null ? 'ok' : 'unavailable',
           checks: Object.fromEntries(
             Object.entries(checks).map(([name, check]) => [name, { name, ...check, timestamp, dependencies: [] }]),

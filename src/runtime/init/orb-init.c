@@ -10,7 +10,7 @@
  *                                       restore needs: once it listens, ARGV goes on beyond reading its GATE; when ARGV
  *                                       has succeeded, `done` is printed, and the end is the daemon's
  *   orb-init warm DIR                   has the kernel read the files in DIR
- *   orb-init pid1 ARGV                  pid 1 of an agent; run from within the computer
+ *   orb-init pid1[=LIFE] ARGV           pid 1 of an agent; run from within the computer
  *
  * Options (paths are the host's unless they are said to be the computer's):
  *   --cgroup FILE    a cgroup.procs file to join, repeatable
@@ -21,6 +21,7 @@
  *   --shm BYTES      size of the agent's /dev/shm; for criu: an empty one is made ready at /run/shm
  *   --seccomp FILE   BPF program for everything that runs inside
  *   --pid1 PATH      this program as the computer sees it (agent)
+ *   --life NUMBER    goes into the agent's exit file: tells one start from another, whatever the clock does (agent)
  *   --cwd DIR        working directory, the computer's
  *   --env FD         descriptor that holds the environment, NUL separated
  *   --kdat FILE      where criu's probe of the kernel is kept between runs (criu)
@@ -72,7 +73,7 @@
 struct options {
 	const char *cgroup[MAX_LIST], *mask[MAX_LIST];
 	int cgroups, masks;
-	const char *net, *root, *dev, *host, *shm, *seccomp, *pid1, *cwd, *kdat, *result, *drained;
+	const char *net, *root, *dev, *host, *shm, *seccomp, *pid1, *life, *cwd, *kdat, *result, *drained;
 	int init, env, tty;
 	char **argv, **pages;
 };
@@ -126,6 +127,7 @@ static void parse(struct options *o, char **argv)
 		else if (!strcmp(name, "--shm")) o->shm = value;
 		else if (!strcmp(name, "--seccomp")) o->seccomp = value;
 		else if (!strcmp(name, "--pid1")) o->pid1 = value;
+		else if (!strcmp(name, "--life")) o->life = value;
 		else if (!strcmp(name, "--cwd")) o->cwd = value;
 		else if (!strcmp(name, "--kdat")) o->kdat = value;
 		else if (!strcmp(name, "--result")) o->result = value;
@@ -487,8 +489,10 @@ static int agent(struct options *o)
 	int count = 0;
 	while (o->argv[count]) count++;
 	char **argv = calloc(count + 3, sizeof *argv);
+	char name[64];
+	snprintf(name, sizeof name, o->life ? "pid1=%s" : "pid1", o->life);
 	argv[0] = "orb-agent";
-	argv[1] = "pid1";
+	argv[1] = name;
 	memcpy(argv + 2, o->argv, count * sizeof *argv);
 	execve(o->pid1, argv, environment);
 	die("execute %s", o->pid1);
@@ -763,14 +767,15 @@ static void drain(struct stream *s)
 	if (s->used) write_line(s);
 }
 
-static void record_exit(int code)
+static void record_exit(int code, const char *life)
 {
-	char text[64];
+	char text[96];
 	struct timespec now;
 	clock_gettime(CLOCK_REALTIME, &now);
 	int fd = open(EXIT_FILE ".part", O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0644);
 	if (fd < 0) return;
-	write_all(fd, text, snprintf(text, sizeof text, "%d %lld\n", code, (long long)now.tv_sec * 1000 + now.tv_nsec / 1000000));
+	long long ms = (long long)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+	write_all(fd, text, snprintf(text, sizeof text, "%d %lld %.32s\n", code, ms, life));
 	fsync(fd);
 	close(fd);
 	rename(EXIT_FILE ".part", EXIT_FILE);
@@ -780,7 +785,7 @@ static void record_exit(int code)
  * Runs the program, writes its output to the log and its exit code to a file, reaps, passes signals on. Its standard
  * output and error are orb's until the program is known to have been executed: `started` or `failed <errno>`.
  */
-static int pid1(char **argv)
+static int pid1(char **argv, const char *life)
 {
 	static struct stream out = {.digit = '1'}, err = {.digit = '2'};
 	int a[2], b[2], report[2];
@@ -856,7 +861,7 @@ static int pid1(char **argv)
 		if (!over) continue;
 		drain(&out);
 		drain(&err);
-		record_exit(status_code(ended_status));
+		record_exit(status_code(ended_status), life);
 		return status_code(ended_status);
 	}
 }
@@ -881,7 +886,8 @@ static int warm(const char *dir)
 int main(int argc, char **argv)
 {
 	struct options o = {0};
-	if (argc >= 3 && !strcmp(argv[1], "pid1")) return pid1(argv + 2);
+	if (argc >= 3 && !strcmp(argv[1], "pid1")) return pid1(argv + 2, "0");
+	if (argc >= 3 && !strncmp(argv[1], "pid1=", 5)) return pid1(argv + 2, argv[1] + 5);
 	if (argc == 3 && !strcmp(argv[1], "warm")) return warm(argv[2]);
 	if (argc < 3) {
 		dprintf(2, "orb-init is run by orb\n");

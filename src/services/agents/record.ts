@@ -1,9 +1,16 @@
 import { OrbError } from '../../errors.ts'
+import type { Exit } from '../../runtime/inside.ts'
 import { appendOrbLine } from '../../runtime/log-file.ts'
 import type { LogSource } from '../../runtime/logs.ts'
 import type { ComputerPaths } from '../../runtime/paths.ts'
 import type { AgentRepository } from '../../store/agents.ts'
 import type { AgentRow, ComputerRow } from '../../store/types.ts'
+
+/** Whether an exit is that of the agent in the row, and not of one before it. Clocks may jump; the number of a start does not. */
+export const isExitOf = (row: AgentRow, exit: Exit | null): exit is Exit => {
+  if (exit === null) return false
+  return exit.life === null ? exit.at >= (row.startedAt ?? 0) : exit.life === row.startedAt
+}
 
 /** What is written down of one agent: its row in the database, and orb's lines in its log. */
 export class AgentRecord {

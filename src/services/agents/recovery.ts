@@ -2,7 +2,7 @@ import { log } from '../../log.ts'
 import type { Runtime } from '../../runtime/runtime.ts'
 import type { AgentRow, ComputerRow } from '../../store/types.ts'
 import { type Facts, recover } from './machine.ts'
-import type { AgentRecord } from './record.ts'
+import { type AgentRecord, isExitOf } from './record.ts'
 import type { Slots } from './slots.ts'
 import type { AgentTree } from './tree.ts'
 
@@ -40,9 +40,10 @@ export async function recoverAgent(context: RecoveryContext, rebooted: boolean):
       await tree.clear(row)
       return tree.end(row)
     case 'lost': {
-      await tree.clear(row)
+      // Whatever there is of the image stays: it may be mended, and promote tries it again.
+      await tree.clear({ ...row, image: null })
       const failureMessage = 'the checkpoint is not whole'
-      record.step(row, { phase: 'failed', pid: null, image: null, failureReason: 'restore_failed', failureMessage })
+      record.step(row, { phase: 'failed', pid: null, failureReason: 'restore_failed', failureMessage })
       return record.say('its checkpoint is not whole: it cannot be restored')
     }
     case 'remove':
@@ -62,8 +63,7 @@ export async function recoverAgent(context: RecoveryContext, rebooted: boolean):
 async function factsOf(context: RecoveryContext, row: AgentRow, rebooted: boolean): Promise<Facts> {
   const { runtime, computer } = context
   const image = await runtime.checkpoints.settle(computer, row.image, rebooted)
-  const exit = runtime.readExit(computer)
-  const exited = exit !== null && exit.at >= (row.startedAt ?? 0)
+  const exited = isExitOf(row, runtime.readExit(computer))
   return { ...image, alive: runtime.agentAlive(computer), exited, rebooted }
 }
 

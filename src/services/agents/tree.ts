@@ -8,7 +8,7 @@ import type { AgentRow, ComputerRow, FailureReason, SleepReason } from '../../st
 import type { Metrics } from '../metrics.ts'
 import { Images } from './images.ts'
 import { agentFailed } from './machine.ts'
-import type { AgentRecord } from './record.ts'
+import { type AgentRecord, isExitOf } from './record.ts'
 
 /** Exit code of a tree that was killed before its pid 1 could write one down: 128 + SIGKILL. */
 const EXIT_KILLED = 137
@@ -66,7 +66,7 @@ export class AgentTree {
     const { runtime } = this.deps
     try {
       this.oomKillsBefore = runtime.oomKills(this.computer)
-      await runtime.spawnAgent(this.computer, await this.deps.startOf(this.computer))
+      await runtime.spawnAgent(this.computer, await this.deps.startOf(this.computer), row.startedAt ?? 0)
     } catch (thrown) {
       const message = messageOf(thrown)
       await runtime.killAgent(this.computer)
@@ -208,11 +208,14 @@ export class AgentTree {
   async end(row: AgentRow): Promise<void> {
     const { runtime } = this.deps
     const exit = runtime.readExit(this.computer)
-    const exitCode = exit && exit.at >= (row.startedAt ?? 0) ? exit.code : EXIT_KILLED
+    const exitCode = isExitOf(row, exit) ? exit.code : EXIT_KILLED
     const oom = exitCode === EXIT_KILLED && runtime.oomKills(this.computer) > this.oomKillsBefore
     const failureReason: FailureReason = oom ? 'oom' : 'exit'
     if (row.image) await runtime.checkpoints.removeImage(this.computer, row.image)
-    const tail = await stderrTail(this.record.logSource, row.startedAt ?? 0)
+    const startedAt = row.startedAt ?? 0
+    // Where the clock was set back, its last lines are older than its start.
+    const since = isExitOf(row, exit) && exit.at < startedAt ? 0 : startedAt
+    const tail = await stderrTail(this.record.logSource, since)
     this.record.step(row, { phase: 'failed', pid: null, image: null, exitCode, failureReason, stderrTail: tail })
     this.record.say(oom ? `killed: out of memory (exit code ${exitCode})` : `exited with code ${exitCode}`)
   }
