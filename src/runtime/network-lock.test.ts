@@ -82,6 +82,20 @@ async function staysAs(seen: () => string, value: string): Promise<void> {
 }
 
 describe('a lock', () => {
+  test('that somebody took away is made again, and one too many goes', async () => {
+    const { client, peer } = await scene.connect('agent')
+    scene.lockAgent()
+    expect(await scene.network.repairLocks()).toBe(0)
+    const whole = await scene.locked()
+    const table = tableOf(scene.network.gateway)
+    await Bun.$`nft flush set inet ${table} locked`
+    await Bun.$`nft add element inet ${table} locked { 10.9.8.7 . 1234 . 10.9.8.6 . 443 }`
+    expect(await scene.network.repairLocks()).toBe(2)
+    expect(await scene.locked()).toBe(whole)
+    peer.write('answer\n')
+    await staysAs(() => client.output, 'connected\n')
+  })
+
   test('holds what either side says back, and hands it on when it is opened', async () => {
     const { client, peer } = await scene.connect('agent')
     expect(scene.lockAgent()).toHaveLength(1)

@@ -131,7 +131,7 @@ test('what belongs to no computer is gone after a start, whatever it is; all els
 
   try {
     const told = await restart()
-    for (const kind of ['computers', 'directories', 'loopDevices', 'spoolFiles', 'runtimes', 'images'])
+    for (const kind of ['computers', 'directories', 'loopDevices', 'spoolFiles', 'runtimes'])
       expect(told).toContain(kind)
     expect(remains(join(orb.dataDir, 'computers', id), [name, linkOnly, lost.name])).toEqual([])
     expect(run('losetup', '--list', '--noheadings', '--output', 'NAME')).not.toContain(loop)

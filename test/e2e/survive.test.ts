@@ -95,7 +95,7 @@ describe('a page daemon that dies', () => {
     expect((await computer.call('POST', '/agents/promote')).status).toBe(200)
     expect(await kill(computer, () => true)).toBe(true)
     expect(await computer.waitForState('failed')).toMatchObject({ failure_reason: 'restore_failed', pid: null })
-    expect(computer.agentProcesses()).toEqual([])
+    expect(await until(() => computer.agentProcesses().length === 0)).toBe(true)
     expect((await computer.call('POST', '/agents/promote')).status).toBe(200)
     expect(await computer.state()).toEqual(next)
     await computer.expectStarts(1)
