@@ -21,11 +21,17 @@ const imageOf = (computer: Computer): string => {
   return join(dir, image ?? '')
 }
 
+/** A demote or promote that must succeed. */
+async function go(computer: Computer, verb: 'demote' | 'promote'): Promise<void> {
+  const { status, text } = await computer.call('POST', `/agents/${verb}`)
+  expect([status, text]).toEqual([200, text])
+}
+
 async function sleeping(megabytes: number) {
   const computer = await orb.computer({ runtime_mb: 1024 })
   await computer.deployAgent({ env: { DATA_MB: String(megabytes) } })
   const before = await computer.state()
-  expect((await computer.call('POST', '/agents/demote')).status).toBe(200)
+  await go(computer, 'demote')
   return { computer, next: { life: before.life, count: before.count + 1 } }
 }
 
@@ -63,8 +69,28 @@ test('a checkpoint whose end mark was lost is still the agent', async () => {
   await orb.kill9()
   writeFileSync(join(imageOf(computer), 'dump.result'), '')
   await orb.restart()
-  expect((await computer.call('POST', '/agents/promote')).status).toBe(200)
+  await go(computer, 'promote')
   expect(await computer.state()).toEqual(next)
+})
+
+test('PUT and exec may change what a sleeping agent has open: it wakes, with the file that it had', async () => {
+  const computer = await orb.computer()
+  await computer.deployAgent()
+  await computer.put('agent/data/held', 'one')
+  await computer.spawnInAgent(
+    'exec 3</agent/data/held 4>>/agent/data/appended; touch /agent/data/open; ' +
+      'until [ -e /agent/data/go ]; do sleep 0.05; done; cat <&3 >/agent/data/copy; echo agent >&4; touch /agent/data/done',
+  )
+  await computer.sh('until [ -e /agent/data/open ]; do sleep 0.05; done')
+  await go(computer, 'demote')
+  await computer.put('agent/data/held', 'another, and a longer one')
+  await computer.sh('echo exec >> /agent/data/appended; rm -rf /var/log/orb')
+  await computer.put('agent/data/go', '')
+  await go(computer, 'promote')
+  await computer.sh('until [ -e /agent/data/done ]; do sleep 0.05; done')
+  expect(await computer.get('agent/data/copy')).toBe('one')
+  expect(await computer.get('agent/data/held')).toBe('another, and a longer one')
+  expect(await computer.get('agent/data/appended')).toBe('exec\nagent\n')
 })
 
 describe('a page daemon that dies', () => {
@@ -85,18 +111,18 @@ describe('a page daemon that dies', () => {
     expect(await kill(computer, () => true)).toBe(true)
     expect(await promoted).toMatchObject({ status: 500, json: { error: 'restore_failed' } })
     expect(await computer.agent()).toMatchObject({ state: 'failed', failure_reason: 'restore_failed' })
-    expect((await computer.call('POST', '/agents/promote')).status).toBe(200)
+    await go(computer, 'promote')
     expect(await computer.state()).toEqual(next)
     await computer.expectStarts(1)
   })
 
   test('while the agent runs on memory that is not all back: it is failed, never left hanging, and can be had again', async () => {
     const { computer, next } = await sleeping(500)
-    expect((await computer.call('POST', '/agents/promote')).status).toBe(200)
+    await go(computer, 'promote')
     expect(await kill(computer, () => true)).toBe(true)
     expect(await computer.waitForState('failed')).toMatchObject({ failure_reason: 'restore_failed', pid: null })
     expect(await until(() => computer.agentProcesses().length === 0)).toBe(true)
-    expect((await computer.call('POST', '/agents/promote')).status).toBe(200)
+    await go(computer, 'promote')
     expect(await computer.state()).toEqual(next)
     await computer.expectStarts(1)
   })
@@ -118,11 +144,10 @@ test('after an upgrade agents that run and agents that sleep go on, and the old 
 
   expect(awake.processes()).toEqual(before.processes)
   expect(await awake.state()).toEqual({ ...before.state, count: before.state.count + 1 })
-  for (const verb of ['demote', 'promote'] as const) {
-    expect((await awake.call('POST', `/agents/${verb}`)).status).toBe(200)
-  }
+  await go(awake, 'demote')
+  await go(awake, 'promote')
   expect(await awake.state()).toEqual({ ...before.state, count: before.state.count + 2 })
-  expect((await asleep.call('POST', '/agents/promote')).status).toBe(200)
+  await go(asleep, 'promote')
   expect(await asleep.state()).toEqual(next)
 
   // Everything of the old version has ended once the computers were taken down.
