@@ -93,6 +93,23 @@ const MIGRATIONS: readonly string[] = [
     last_wake_ms INTEGER
   ) STRICT;
   `,
+  `
+  CREATE TABLE llm_calls (
+    id INTEGER PRIMARY KEY,
+    computer_id TEXT NOT NULL REFERENCES computers (id) ON DELETE CASCADE,
+    state TEXT NOT NULL CHECK (state IN ('sent', 'answering', 'complete', 'delivered')),
+    resent INTEGER NOT NULL,
+    sent_at INTEGER NOT NULL,
+    expires_at INTEGER,
+    answer_head BLOB,
+    answer_bytes INTEGER,
+    answer_hash TEXT,
+    request BLOB NOT NULL,
+    body_bytes INTEGER NOT NULL,
+    body_blocks TEXT,
+    body BLOB
+  ) STRICT;
+  `,
 ]
 
 /**

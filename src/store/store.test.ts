@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { migrate } from './migrations.ts'
 import { openStore, type Store } from './store.ts'
-import type { AgentRow, BuildRow, ComputerRow, KeyRow } from './types.ts'
+import type { AgentRow, BuildRow, ComputerRow, KeyRow, LlmCallRow } from './types.ts'
 
 let dir: string
 let store: Store
@@ -312,5 +312,57 @@ describe('agents', () => {
     expect(store.agents.all().map((row) => row.generation)).toEqual([7])
     expect(store.agents.remove('aaaaaaaa-1')).toBe(true)
     expect(store.agents.remove('aaaaaaaa-1')).toBe(false)
+  })
+})
+
+describe('LLM calls', () => {
+  const call = (id: number, computerId = 'aaaaaaaa-1'): LlmCallRow => ({
+    id,
+    computerId,
+    state: 'sent',
+    resent: false,
+    sentAt: 5,
+    expiresAt: null,
+    answerHead: null,
+    answerBytes: null,
+    answerHash: null,
+    request: new Uint8Array([1, 2]),
+    bodyBytes: 1,
+    bodyBlocks: null,
+    body: new Uint8Array([3]),
+  })
+  const answer = { expiresAt: 9, answerHead: new Uint8Array([4]), answerBytes: 7, answerHash: 'ab' }
+
+  beforeEach(() => {
+    store.computers.insert(computer('aaaaaaaa-1'))
+    store.computers.insert(computer('bbbbbbbb-1'))
+  })
+
+  test('come back as they were put, until they are removed', () => {
+    store.llmCalls.insert(call(2))
+    store.llmCalls.insert({ ...call(1, 'bbbbbbbb-1'), bodyBlocks: '[7]', body: null })
+    store.llmCalls.setAnswer(2, { ...answer, state: 'complete' })
+    store.llmCalls.markResent([1])
+    expect(store.llmCalls.all()).toEqual([
+      { ...call(1, 'bbbbbbbb-1'), bodyBlocks: '[7]', body: null, resent: true },
+      { ...call(2), ...answer, state: 'complete' },
+    ])
+    store.llmCalls.remove(2)
+    expect(store.llmCalls.all().map(({ id }) => id)).toEqual([1])
+  })
+
+  test('are seen by the next one who opens the database without a close before', () => {
+    store.llmCalls.insert(call(1))
+    const next = openStore(join(dir, 'orb.db'))
+    expect(next.llmCalls.all()).toEqual([call(1)])
+    next.close()
+  })
+
+  test('go with their computer, and there is none without one', () => {
+    store.llmCalls.insert(call(1))
+    store.llmCalls.insert(call(2, 'bbbbbbbb-1'))
+    store.computers.remove('aaaaaaaa-1')
+    expect(store.llmCalls.all().map(({ id }) => id)).toEqual([2])
+    expect(() => store.llmCalls.insert(call(3))).toThrow()
   })
 })

@@ -3,13 +3,14 @@ import { type AgentRepository, agentRepository } from './agents.ts'
 import { type BuildRepository, buildRepository } from './builds.ts'
 import { type ComputerRepository, computerRepository, type PortRepository, portRepository } from './computers.ts'
 import { type ConfigRepository, configRepository, type SecretRepository, secretRepository } from './configs.ts'
+import { type LlmCallRepository, llmCallRepository } from './llm-calls.ts'
 import { migrate } from './migrations.ts'
 import { type KeyRepository, keyRepository, type OrgRepository, orgRepository } from './orgs.ts'
 
 /** How long a statement waits for another process (`orb keys create` beside `orb serve`) before it fails. */
 const BUSY_TIMEOUT_MS = 10_000
 
-/** The database. Every write is on disk when the call returns, but for an update that asks for less. */
+/** The database. Every write is on disk when the call returns, but for an update that asks for less and for `llmCalls`. */
 export interface Store {
   orgs: OrgRepository
   keys: KeyRepository
@@ -19,6 +20,7 @@ export interface Store {
   secrets: SecretRepository
   builds: BuildRepository
   agents: AgentRepository
+  llmCalls: LlmCallRepository
   /** Runs `work`, which must not be async, whole or not at all. */
   transaction<T>(work: () => T): T
   /** Throws when the database cannot be written. */
@@ -29,14 +31,19 @@ export interface Store {
 /** Opens or creates the database file and migrates it. Throws when it cannot be opened or is of a newer orb. */
 export function openStore(path: string): Store {
   const db = new Database(path, { create: true, strict: true })
+  const quick = new Database(path, { strict: true })
   try {
-    // First of all: the switch to WAL needs a lock, and without a timeout a second process fails at once.
-    db.run(`PRAGMA busy_timeout = ${BUSY_TIMEOUT_MS}`)
-    db.run('PRAGMA journal_mode = WAL')
+    for (const connection of [db, quick]) {
+      // First of all: the switch to WAL needs a lock, and without a timeout a second process fails at once.
+      connection.run(`PRAGMA busy_timeout = ${BUSY_TIMEOUT_MS}`)
+      connection.run('PRAGMA journal_mode = WAL')
+      connection.run('PRAGMA foreign_keys = ON')
+    }
     db.run('PRAGMA synchronous = FULL')
-    db.run('PRAGMA foreign_keys = ON')
+    quick.run('PRAGMA synchronous = NORMAL')
     migrate(db)
   } catch (error) {
+    quick.close()
     db.close()
     throw error
   }
@@ -49,6 +56,7 @@ export function openStore(path: string): Store {
     secrets: secretRepository(db),
     builds: buildRepository(db),
     agents: agentRepository(db),
+    llmCalls: llmCallRepository(db, quick),
     transaction: (work) => db.transaction(work).immediate(),
     probe() {
       db.transaction(() => {
@@ -57,6 +65,9 @@ export function openStore(path: string): Store {
         db.run(`PRAGMA user_version = ${version}`)
       }).immediate()
     },
-    close: () => db.close(),
+    close() {
+      quick.close()
+      db.close()
+    },
   }
 }

@@ -111,3 +111,35 @@ export interface AgentRow {
   llmOutstanding: boolean
   lastWakeMs: number | null
 }
+
+/**
+ * - `sent`: no byte of its answer has come
+ * - `answering`: a part of the answer is in its file
+ * - `complete`: the answer is whole and waits for the agent
+ * - `delivered`: the agent's kernel has it, and may still refuse it
+ */
+export type LlmCallState = 'sent' | 'answering' | 'complete' | 'delivered'
+
+/** A call of an agent to its LLM. */
+export interface LlmCallRow {
+  id: number
+  computerId: string
+  state: LlmCallState
+  /** It was sent a second time, after a crash. */
+  resent: boolean
+  sentAt: number
+  /** Of a complete answer. */
+  expiresAt: number | null
+  /** Sealed, as are all heads: they carry keys. */
+  answerHead: Uint8Array | null
+  answerBytes: number | null
+  /** SHA-256 in hex. */
+  answerHash: string | null
+  /** Replay key, upstream, head and framing of the request, sealed. */
+  request: Uint8Array
+  /** Length of the request's body. */
+  bodyBytes: number
+  /** JSON of the numbers of the blocks that hold the body in a file, or null where it lies in `body`. */
+  bodyBlocks: string | null
+  body: Uint8Array | null
+}
