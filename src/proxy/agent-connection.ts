@@ -86,7 +86,7 @@ export class AgentConnection implements TurnIo {
       return
     }
     clearTimeout(delivered.timer)
-    this.context.kept.keep(this.peer.computerId, delivered.key, delivered.exchange)
+    this.context.kept.keep(this.peer.computerId, delivered.key, delivered.answer)
   }
 
   /** Breaks the connection off, as a reset by the agent would. */
@@ -205,7 +205,7 @@ export class AgentConnection implements TurnIo {
   private confirm(): void {
     if (this.delivered === null) return
     clearTimeout(this.delivered.timer)
-    this.delivered.exchange.discard()
+    this.delivered.answer.discard()
     this.delivered = null
   }
 }

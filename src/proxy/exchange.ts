@@ -1,7 +1,10 @@
 import { messageOf, OrbError } from '../errors.ts'
+import type { Answer, AnswerConsumer } from './answer.ts'
+import { CallRecord } from './call-record.ts'
 import { encodeChunk } from './headers.ts'
 import { HeldBody, HOLD_MEMORY_BYTES } from './hold.ts'
 import { type ResponseHead, ResponseParser } from './http1.ts'
+import type { Bytes, JournalEntry } from './journal.ts'
 import type { Link, UpstreamLinks } from './upstream-link.ts'
 import type { UpstreamTarget } from './upstream-url.ts'
 
@@ -13,22 +16,6 @@ const MAX_BEHIND_BYTES = 256 * 1024
 const MAX_UNSENT_BYTES = 256 * 1024
 /** Pieces up to this size are joined into one write. */
 const JOIN_BYTES = 64 * 1024
-
-/** Who takes the response of an exchange. Called back synchronously; may call the exchange at any time. */
-export interface ExchangeConsumer {
-  /** There is more to read, or the exchange has ended or failed. */
-  onProgress(): void
-  /** The whole request has gone to the upstream. */
-  onSent(): void
-  /** The head of the response is there, and nothing behind it yet. */
-  onHead(): void
-  /** There is room again after `backlogged`. */
-  onRoom(): void
-  /** The reader sleeps or is away: hold as much as is permitted instead of slowing the upstream down. */
-  holding(): boolean
-  /** The reader has slept in this call: the response stays whole for a replay. */
-  slept(): boolean
-}
 
 export interface ExchangeOptions {
   links: UpstreamLinks
@@ -44,35 +31,37 @@ export interface ExchangeRequest {
   chunked: boolean
 }
 
-/**
- * One request to an upstream and its response. It lives apart from the agent's connection: the response is held here and
- * read by position, so it can outlast that connection and be read again by another one.
- */
-export class Exchange {
+/** One request to an upstream and its response. It lives apart from the agent's connection, which it can outlast. */
+export class Exchange implements Answer {
   head: ResponseHead | null = null
   state: 'open' | 'complete' | 'failed' = 'open'
   error: OrbError | null = null
-  /** The whole request has gone to the upstream. */
   sent = false
 
-  private consumer: ExchangeConsumer | null = null
+  private consumer: AnswerConsumer | null = null
   private readonly body: HeldBody
   private readonly parser: ResponseParser
   private link: Link | null = null
   private queue: Uint8Array[] = []
   private queued = 0
+  private source: Bytes | null = null
+  private sourceAt = 0
   private bodyEnded = false
   private wantsRoom = false
   private reading = true
   private consumed = 0
   private whole = true
+  private readonly record: CallRecord
   private lastActivity = performance.now()
   private timer: Timer
 
+  /** @param entry where the call is written down, or null for one that is not */
   constructor(
     private readonly options: ExchangeOptions,
     private readonly request: ExchangeRequest,
+    entry: JournalEntry | null,
   ) {
+    this.record = new CallRecord(entry)
     this.body = new HeldBody(options.spoolDir)
     this.parser = new ResponseParser(
       {
@@ -94,8 +83,7 @@ export class Exchange {
     else this.connect()
   }
 
-  /** From now on `consumer` is called back; null: nobody. */
-  attach(consumer: ExchangeConsumer | null): void {
+  attach(consumer: AnswerConsumer | null): void {
     this.consumer = consumer
     if (this.state === 'open') this.flow()
   }
@@ -104,6 +92,21 @@ export class Exchange {
   write(bytes: Uint8Array): void {
     if (this.state !== 'open') return
     this.enqueue(this.request.chunked ? encodeChunk(bytes, false) : bytes)
+  }
+
+  /** The agent's request is whole, though perhaps not all of it was written here yet. */
+  requestWhole(key: string): void {
+    if (this.state === 'open' && this.body.end === 0) this.record.requestWhole(key, this.request)
+  }
+
+  /** Sends the whole body from where it lies, and disposes of that. */
+  sendBody(source: Bytes): void {
+    if (this.state !== 'open') {
+      source.dispose()
+      return
+    }
+    this.source = source
+    this.flush()
   }
 
   endBody(): void {
@@ -121,7 +124,9 @@ export class Exchange {
   flush(): void {
     const { link } = this
     if (link === null || this.state !== 'open') return
-    while (this.queue.length > 0) {
+    for (;;) {
+      this.refill()
+      if (this.queue.length === 0) break
       const piece = this.nextPiece()
       const taken = link.write(piece)
       if (taken > 0) this.lastActivity = performance.now()
@@ -141,38 +146,38 @@ export class Exchange {
     this.consumer?.onSent()
   }
 
-  /** Position behind the last byte of the response's body so far. */
   get end(): number {
     return this.body.end
   }
 
-  /** Nothing of the response was let go of: it can still be read from its beginning. */
   get replayable(): boolean {
     return this.whole && this.state !== 'failed'
   }
 
-  /** Some bytes of the response's body from position `at`. Good until the next call. */
   read(at: number): Buffer {
     return this.body.read(at)
   }
 
-  /** The reader has taken everything before `at`. */
   consume(at: number): void {
     this.consumed = at
     if (!this.whole && at === this.body.end) this.body.forget()
     if (this.state === 'open') this.flow()
   }
 
-  /** The reader changes: a new one begins at the first byte. */
   rewind(): void {
     this.consumed = 0
+    this.recordAnswer()
   }
 
-  /** Ends the upstream call where it runs, and frees what is held. */
+  delivered(): void {
+    this.record.delivered()
+  }
+
   discard(): void {
     this.consumer = null
     if (this.state === 'open') this.finish('failed')
     this.body.dispose()
+    this.record.remove()
   }
 
   onData(bytes: Buffer): void {
@@ -188,14 +193,14 @@ export class Exchange {
     }
     if (this.parser.ended) {
       this.letGo(rest.length === 0)
-      this.consumer?.onProgress()
+      this.tell()
       return
     }
     if (this.body.end === before) {
       if (hadHead !== (this.head !== null)) this.consumer?.onHead()
       return
     }
-    this.consumer?.onProgress()
+    this.tell()
     if (this.state === 'open') this.flow()
   }
 
@@ -206,7 +211,7 @@ export class Exchange {
   onClose(broken: boolean): void {
     if (!broken && this.parser.close() && this.head !== null) {
       this.letGo(false)
-      this.consumer?.onProgress()
+      this.tell()
       return
     }
     const when = this.head === null ? 'before it answered' : 'in the middle of its answer'
@@ -233,6 +238,27 @@ export class Exchange {
     link.owner = this
     if (link.closed) this.onClose(true)
     else if (!this.reading) link.pause()
+  }
+
+  /** Takes from the source what the upstream can be given soon. */
+  private refill(): void {
+    const { source } = this
+    if (source === null) return
+    while (this.queued <= MAX_UNSENT_BYTES) {
+      const piece = source.read(this.sourceAt)
+      if (piece.length === 0) {
+        this.dropSource()
+        this.endBody()
+        return
+      }
+      this.sourceAt += piece.length
+      this.write(piece)
+    }
+  }
+
+  private dropSource(): void {
+    this.source?.dispose()
+    this.source = null
   }
 
   private enqueue(bytes: Uint8Array): void {
@@ -267,6 +293,20 @@ export class Exchange {
     if (this.consumed === this.body.end) this.body.forget()
   }
 
+  /** There is more of the response, or its end. */
+  private tell(): void {
+    this.recordAnswer()
+    this.consumer?.onProgress()
+    this.record.seen()
+  }
+
+  private recordAnswer(): void {
+    const { head, body, consumer, record } = this
+    if (head === null || !this.whole || body.end === 0) return
+    record.answer(head, body, consumer?.slept() ?? true)
+    if (this.state === 'complete' && head.status >= 200 && head.status <= 299) record.complete()
+  }
+
   /** Decides whether the upstream is read. */
   private flow(): void {
     const held = this.body.end - (this.whole ? this.consumed : this.body.start)
@@ -293,6 +333,7 @@ export class Exchange {
   private finish(state: 'complete' | 'failed'): void {
     this.state = state
     clearTimeout(this.timer)
+    this.dropSource()
     this.queue = []
     this.queued = 0
     if (state === 'failed') this.letGo(false)

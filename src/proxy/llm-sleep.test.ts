@@ -188,6 +188,123 @@ describe('held until the agent runs', () => {
   })
 })
 
+describe('what the journal is told', () => {
+  const BEGUN = ['body', 'sent']
+
+  test('of an answer that comes at once: that the call is over', async () => {
+    const { proxy, client, up } = await asked()
+    expect(proxy.journal.calls).toEqual([BEGUN])
+    up.write(`${HEAD}hello world`)
+    await client.has('world')
+    expect(proxy.journal.calls).toEqual([[...BEGUN, 'remove']])
+  })
+
+  test('of an answer in pieces to an agent that runs: that it has begun, then that the call is over', async () => {
+    const { proxy, client, up } = await asked()
+    up.write(`${CHUNKED}${chunk('one')}`)
+    await client.has('one')
+    up.write(chunk('two'))
+    await client.has('two')
+    expect(proxy.journal.calls).toEqual([[...BEGUN, 'answered']])
+    up.write('0\r\n\r\n')
+    await client.has('\r\n0\r\n\r\n')
+    expect(proxy.journal.calls).toEqual([[...BEGUN, 'answered', 'remove']])
+  })
+
+  test('of an answer to an agent that sleeps: all of it, before the agent gets any', async () => {
+    const { proxy, client, up } = await asked()
+    proxy.agent.sleep()
+    up.write(`${HEAD}hello`)
+    await woken(proxy)
+    expect(proxy.journal.calls).toEqual([[...BEGUN, 'answer', 'append']])
+    up.write(' world')
+    await settle()
+    const kept = [...BEGUN, 'answer', 'append', 'complete']
+    expect(proxy.journal.calls).toEqual([kept])
+    expect(client.bytes).toBe(0)
+    proxy.agent.wakeUp()
+    await client.has('world')
+    expect(proxy.journal.calls).toEqual([[...kept, 'delivered']])
+    client.reset()
+    await until(() => proxy.journal.calls[0]?.length === kept.length + 2, 'the broken connection is noticed')
+    expect(proxy.journal.calls).toEqual([[...kept, 'delivered', 'complete']])
+  })
+
+  test('of an agent that falls asleep in the middle of an answer: the whole answer', async () => {
+    const { proxy, client, up } = await asked()
+    up.write(`${CHUNKED}${chunk('one')}`)
+    await client.has('one')
+    proxy.agent.sleep()
+    up.write(`${chunk('two')}0\r\n\r\n`)
+    await until(() => proxy.journal.calls[0]?.includes('complete') ?? false, 'it is written down')
+    expect(proxy.journal.calls).toEqual([[...BEGUN, 'answered', 'answer', 'append', 'complete']])
+    proxy.agent.wakeUp()
+    await client.has('two')
+  })
+
+  test('of an error to an agent that sleeps: not that it is an answer to keep', async () => {
+    const { proxy, client, up } = await asked()
+    proxy.agent.sleep()
+    up.write('HTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\n{}')
+    await woken(proxy)
+    proxy.agent.wakeUp()
+    await client.has('{}')
+    expect(proxy.journal.calls).toEqual([[...BEGUN, 'answer', 'append', 'remove']])
+  })
+
+  test('of an answer that begins before the request is whole: never that there is something to send again', async () => {
+    const server = rawServer()
+    const proxy = startBench(`http://127.0.0.1:${server.port}`)
+    cleanups.push(server.stop, proxy.end)
+    const client = await rawClient(proxy.port)
+    const request = post('{"a":1}')
+    client.write(request.slice(0, -3))
+    const up = await nextUpstream(server, 0)
+    up.write(`${CHUNKED}${chunk('early')}`)
+    await client.has('early')
+    client.write(request.slice(-3))
+    await until(() => up.received.endsWith('{"a":1}'), 'the rest arrives')
+    expect(proxy.journal.calls[0]).not.toContain('sent')
+    up.write('0\r\n\r\n')
+    await client.has('\r\n0\r\n\r\n')
+    expect(proxy.journal.calls[0]?.at(-1)).toBe('remove')
+  })
+
+  test('of a call that the agent gives up: that it is over', async () => {
+    const { proxy, client } = await asked()
+    client.reset()
+    await proxy.agent.outcome()
+    expect(proxy.journal.calls).toEqual([[...BEGUN, 'remove']])
+  })
+
+  test('of a retry that joins an earlier call: nothing but that it is over', async () => {
+    const { proxy, client, up } = await asked()
+    proxy.agent.sleep()
+    client.reset()
+    await proxy.agent.outcome()
+    proxy.agent.wakeUp()
+    const retry = await rawClient(proxy.port)
+    retry.write(post('{}'))
+    await until(() => proxy.agent.calls[1]?.log[0] === 'waiting', 'it waits')
+    up.write(`${HEAD}hello world`)
+    await retry.has('world')
+    expect(proxy.journal.calls[1]).toEqual(['body', 'remove'])
+    expect(proxy.journal.calls[0]).toEqual([...BEGUN, 'remove'])
+  })
+
+  test('of calls of others than the agent: nothing', async () => {
+    const server = rawServer()
+    const proxy = startBench(`http://127.0.0.1:${server.port}`)
+    cleanups.push(server.stop, proxy.end)
+    proxy.agent.agentTree = false
+    const client = await rawClient(proxy.port)
+    client.write(post('{}'))
+    ;(await nextUpstream(server, 0)).write(`${HEAD}hello world`)
+    await client.has('world')
+    expect(proxy.journal.calls).toEqual([])
+  })
+})
+
 describe('broken connections', () => {
   const same = post('{"a":1}', ['X-Api-Key: k'])
 

@@ -1,6 +1,9 @@
 import type { AllowEntry } from '../addresses.ts'
 import { log } from '../log.ts'
 import { AgentConnection } from './agent-connection.ts'
+import { StoredAnswer } from './answer.ts'
+import { Exchange } from './exchange.ts'
+import type { CallJournal } from './journal.ts'
 import { MemoryKeptAnswers } from './replay.ts'
 import type { TurnContext } from './turn.ts'
 import type { LlmDirectory } from './types.ts'
@@ -18,6 +21,7 @@ export interface LlmProxyOptions {
   allowPrivate: readonly AllowEntry[]
   /** An existing directory for what is held beyond memory. */
   spoolDir: string
+  journal: CallJournal
   /** Longest wait for a response head and for each gap in a body (ORB_LLM_TIMEOUT). */
   llmTimeoutMs: number
   /** How long an answer whose agent lost its connection waits for the same request (ORB_REPLAY_TTL). */
@@ -35,8 +39,14 @@ export interface LlmProxy {
    * connections are broken off, and what it slept through is kept for a replay.
    */
   drop(computerId: string): void
-  /** The computer is deleted: nothing of it stays. */
+  /** The agent that asked is no more, or the computer: nothing of its calls stays. */
   forget(computerId: string): void
+  /**
+   * The agent sleeps, and its connections died with the orb that held them. Fetches what it waits for: `wake` is called
+   * when the first byte of an answer, its end or a failure is there, at once where a former orb left an answer. The same
+   * request, which the agent makes when it finds its connection lost, gets it. False: that cannot be done.
+   */
+  resume(computerId: string, wake: () => void): boolean
   /** Takes no more requests, gives open ones `graceMs`, then breaks off what is left. */
   stop(graceMs?: number): Promise<void>
 }
@@ -48,7 +58,8 @@ export interface LlmProxy {
 export function startLlmProxy(options: LlmProxyOptions): LlmProxy {
   const kept = new MemoryKeptAnswers(options.replayTtlMs)
   const links = new UpstreamLinks(options)
-  const context: TurnContext = { kept, links, spoolDir: options.spoolDir, timeoutMs: options.llmTimeoutMs }
+  const { journal, spoolDir } = options
+  const context: TurnContext = { kept, links, journal, spoolDir, timeoutMs: options.llmTimeoutMs }
   const connections = new Map<string, Set<AgentConnection>>()
   let accepting = true
 
@@ -56,6 +67,10 @@ export function startLlmProxy(options: LlmProxyOptions): LlmProxy {
     const set = connections.get(connection.peer.computerId)
     set?.delete(connection)
     if (set?.size === 0) connections.delete(connection.peer.computerId)
+  }
+
+  for (const { computerId, key, head, body, ttlMs, entry } of journal.leftAnswers()) {
+    kept.keep(computerId, key, new StoredAnswer(head, body, entry), { ttlMs })
   }
 
   const listener = Bun.listen<AgentConnection | null>({
@@ -107,12 +122,31 @@ export function startLlmProxy(options: LlmProxyOptions): LlmProxy {
     forget(computerId) {
       drop(computerId)
       kept.forget(computerId)
+      journal.forget(computerId)
+    },
+    resume(computerId, wake) {
+      if (kept.any(computerId)) {
+        wake()
+        return true
+      }
+      const calls = journal.takeUnanswered(computerId)
+      let noticed = () => {
+        noticed = () => {}
+        wake()
+      }
+      for (const { key, request, body, entry } of calls ?? []) {
+        const exchange = new Exchange(context, request, entry)
+        kept.keep(computerId, key, exchange, { noticed: () => noticed() })
+        exchange.sendBody(body)
+      }
+      return calls !== null
     },
     async stop(graceMs = 0) {
       accepting = false
       listener.stop()
       const deadline = performance.now() + graceMs
       while (performance.now() < deadline && all().some((connection) => connection.busy)) await Bun.sleep(STOP_POLL_MS)
+      journal.close()
       for (const connection of all()) connection.abort()
       kept.clear()
       links.close()

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import type { Socket, TCPSocketListener } from 'bun'
 import { parseAllowList } from '../addresses.ts'
 import { OrbError } from '../errors.ts'
+import type { CallJournal, JournalEntry } from './journal.ts'
 import { type LlmProxy, type LlmProxyOptions, startLlmProxy } from './llm.ts'
 import type { CallOutcome, LlmCall, LlmDirectory, LlmPeer, LlmSettings } from './types.ts'
 
@@ -216,8 +217,43 @@ export class FakeAgent implements LlmDirectory {
   }
 }
 
+/** Says what it was told of each call, in order; what was told twice in a row once. */
+export class FakeJournal implements CallJournal {
+  calls: string[][] = []
+
+  begin(): JournalEntry {
+    const words: string[] = []
+    this.calls.push(words)
+    const say = (word: string) => () => void (words.at(-1) === word || words.push(word))
+    return {
+      body: say('body'),
+      sent: say('sent'),
+      answered: say('answered'),
+      answer: say('answer'),
+      append: say('append'),
+      complete: say('complete'),
+      delivered: say('delivered'),
+      remove: say('remove'),
+    }
+  }
+
+  leftAnswers(): [] {
+    return []
+  }
+
+  takeUnanswered(): null {
+    return null
+  }
+
+  forget(): void {}
+
+  close(): void {}
+}
+
 export interface Bench extends LlmProxy {
   agent: FakeAgent
+  /** Unless the test gave another one. */
+  journal: FakeJournal
   spoolDir: string
   end(): Promise<void>
 }
@@ -226,12 +262,14 @@ export interface Bench extends LlmProxy {
 export function startBench(baseUrl: string | null, over: Partial<LlmProxyOptions> = {}): Bench {
   const agent = new FakeAgent({ baseUrl, provider: 'custom' })
   const spoolDir = mkdtempSync(join(tmpdir(), 'orb-proxy-'))
+  const journal = new FakeJournal()
   const proxy = startLlmProxy({
     hostname: '127.0.0.1',
     port: 0,
     directory: agent,
     allowPrivate: parseAllowList('127.0.0.0/8'),
     spoolDir,
+    journal,
     llmTimeoutMs: 60_000,
     replayTtlMs: 60_000,
     ...over,
@@ -240,7 +278,7 @@ export function startBench(baseUrl: string | null, over: Partial<LlmProxyOptions
     await proxy.stop()
     rmSync(spoolDir, { recursive: true })
   }
-  return { ...proxy, agent, spoolDir, end }
+  return { ...proxy, agent, journal, spoolDir, end }
 }
 
 /** A POST as an agent sends it. */

@@ -1,21 +1,24 @@
 import { OrbError } from '../errors.ts'
+import type { Answer, AnswerConsumer } from './answer.ts'
 import { errorAnswer } from './error-answer.ts'
-import { Exchange, type ExchangeConsumer, type ExchangeOptions } from './exchange.ts'
+import { Exchange, type ExchangeOptions } from './exchange.ts'
 import { encodeChunk, encodeHead, endToEndHeaders } from './headers.ts'
 import { HeldBody } from './hold.ts'
 import type { RequestHead, ResponseHead } from './http1.ts'
+import type { CallJournal, JournalEntry } from './journal.ts'
 import { type KeptAnswers, replayKey } from './replay.ts'
 import type { CallOutcome, LlmCall, LlmPeer } from './types.ts'
 import { type UpstreamTarget, upstreamFor } from './upstream-url.ts'
 
 export interface TurnContext extends ExchangeOptions {
   kept: KeptAnswers
+  journal: CallJournal
 }
 
 /** A delivered answer that may still have to be kept: the agent slept, and its kernel has not taken it yet. */
 export interface Delivered {
   key: string
-  exchange: Exchange
+  answer: Answer
 }
 
 /** The agent's connection, as one turn sees it. */
@@ -32,15 +35,18 @@ export interface TurnIo {
  * One request of an agent and its answer: sends the request upstream, holds the answer while the agent sleeps, and
  * writes it once the agent runs. Nothing is written before the first byte of the response's body, its end or a failure.
  */
-export class Turn implements ExchangeConsumer {
+export class Turn implements AnswerConsumer {
   private readonly call: LlmCall
   private readonly gated: boolean
   private readonly hasher: Bun.CryptoHasher | null
+  private readonly entry: JournalEntry | null
   private key = ''
+  /** The call of its own that this turn makes. */
   private exchange: Exchange | null = null
+  /** Of that call, or of an earlier one. */
+  private answer: Answer | null = null
   /** The request's body, where it must be known before anything is sent. */
   private buffer: HeldBody | null = null
-  private buffered = 0
   private upstream: UpstreamTarget | null = null
   private requestWhole = false
   private failure: OrbError | null = null
@@ -67,6 +73,7 @@ export class Turn implements ExchangeConsumer {
     this.call = peer.begin()
     const mayReplay = context.kept.any(peer.computerId)
     this.hasher = this.gated || mayReplay ? new Bun.CryptoHasher('sha256') : null
+    this.entry = this.gated ? context.journal.begin(peer.computerId) : null
     if (mayReplay) this.buffer = new HeldBody(context.spoolDir)
   }
 
@@ -85,6 +92,7 @@ export class Turn implements ExchangeConsumer {
   onBody(bytes: Uint8Array): void {
     if (this.isOver) return
     this.hasher?.update(bytes)
+    this.entry?.body(bytes)
     if (this.buffer !== null) this.buffer.append(bytes)
     else this.exchange?.write(bytes)
   }
@@ -96,20 +104,18 @@ export class Turn implements ExchangeConsumer {
       this.key = replayKey(this.request.method, this.request.target, this.hasher.digest('hex'))
     }
     if (this.buffer === null) {
+      this.exchange?.requestWhole(this.key)
       this.exchange?.endBody()
       return
     }
     const earlier = this.context.kept.take(this.peer.computerId, this.key)
     if (earlier !== undefined) this.join(earlier)
-    else if (this.upstream !== null && this.failure === null) {
-      this.open(this.upstream)
-      this.sendBuffered()
-    }
+    else if (this.upstream !== null && this.failure === null) this.open(this.upstream)
   }
 
   /** The bytes that came together are all taken: now is the time to pass them on. */
   flush(): void {
-    if (this.isOver || this.replay || this.buffer !== null) return
+    if (this.isOver) return
     this.exchange?.flush()
     if (this.exchange?.backlogged) this.io.pauseReading()
   }
@@ -119,7 +125,7 @@ export class Turn implements ExchangeConsumer {
     if (this.isOver || this.failure !== null) return
     this.failure = error
     if (close) this.mustClose = true
-    this.exchange?.discard()
+    this.answer?.discard()
     this.pump()
   }
 
@@ -146,9 +152,7 @@ export class Turn implements ExchangeConsumer {
   }
 
   onRoom(): void {
-    if (this.isOver) return
-    if (this.buffer !== null) this.sendBuffered()
-    else this.io.resumeReading()
+    if (!this.isOver) this.io.resumeReading()
   }
 
   holding(): boolean {
@@ -168,31 +172,23 @@ export class Turn implements ExchangeConsumer {
     const chunked = framing.kind === 'chunked'
     if (chunked) lines.push('Transfer-Encoding: chunked')
     const head = encodeHead(`${method} ${upstream.target} HTTP/1.1`, lines)
-    this.exchange = new Exchange(this.context, { upstream, method, head, chunked })
-    this.exchange.attach(this)
+    const exchange = new Exchange(this.context, { upstream, method, head, chunked }, this.entry)
+    this.exchange = exchange
+    this.answer = exchange
+    exchange.attach(this)
+    const { buffer } = this
+    if (buffer === null) return
+    this.buffer = null
+    exchange.requestWhole(this.key)
+    exchange.sendBody(buffer)
   }
 
-  private sendBuffered(): void {
-    const { buffer, exchange } = this
-    if (buffer === null || exchange === null) return
-    while (this.buffered < buffer.end) {
-      if (exchange.backlogged) return
-      const piece = buffer.read(this.buffered)
-      this.buffered += piece.length
-      exchange.write(piece)
-      exchange.flush()
-    }
-    this.dropBuffer()
-    exchange.endBody()
-    exchange.flush()
-  }
-
-  private join(exchange: Exchange): void {
+  private join(earlier: Answer): void {
     this.dropBuffer()
     this.replay = true
-    this.exchange = exchange
-    exchange.attach(this)
-    if (exchange.sent && exchange.state === 'open' && exchange.end === 0) this.onSent()
+    this.answer = earlier
+    earlier.attach(this)
+    if (earlier.sent && earlier.state === 'open' && earlier.end === 0) this.onSent()
     this.pump()
   }
 
@@ -220,7 +216,7 @@ export class Turn implements ExchangeConsumer {
         this.finish(this.final)
         return
       }
-      this.exchange?.consume(this.cursor)
+      this.answer?.consume(this.cursor)
     }
   }
 
@@ -250,15 +246,15 @@ export class Turn implements ExchangeConsumer {
 
   /** The next bytes for the agent, or null where there are none yet. Sets `final` with the last ones. */
   private nextOut(): Uint8Array | null {
-    const { exchange } = this
-    if (this.failure === null && exchange?.error != null && exchange.end === this.cursor) this.failure = exchange.error
+    const { answer } = this
+    if (this.failure === null && answer?.error != null && answer.end === this.cursor) this.failure = answer.error
     if (this.failure !== null) return this.failureOut(this.failure)
-    if (exchange === null || exchange.head === null) return null
-    const piece = exchange.read(this.cursor)
-    const last = exchange.state === 'complete' && this.cursor + piece.length === exchange.end
+    if (answer === null || answer.head === null) return null
+    const piece = answer.read(this.cursor)
+    const last = answer.state === 'complete' && this.cursor + piece.length === answer.end
     if (piece.length === 0 && !last) return null
     this.cursor += piece.length
-    const head = this.headWritten ? null : this.responseHead(exchange.head)
+    const head = this.headWritten ? null : this.responseHead(answer.head)
     if (last) this.final = this.mustClose ? 'close' : 'continue'
     const body = this.chunked ? encodeChunk(piece, last) : piece
     if (head === null) return body
@@ -291,38 +287,43 @@ export class Turn implements ExchangeConsumer {
   }
 
   private finish(next: 'continue' | 'close' | 'abort'): void {
-    const { exchange } = this
+    const { answer } = this
     const delivered = this.unconfirmed()
     this.end(this.replay ? 'replayed' : this.failure === null ? 'delivered' : 'upstream_error')
-    if (delivered === null) exchange?.discard()
-    else delivered.exchange.attach(null)
+    if (delivered === null) answer?.discard()
+    else {
+      answer?.attach(null)
+      answer?.delivered()
+    }
     this.io.over(next, delivered)
   }
 
   private unconfirmed(): Delivered | null {
-    const { exchange } = this
-    const success = exchange?.head != null && exchange.head.status >= 200 && exchange.head.status <= 299
-    if (!success || exchange.state !== 'complete' || !exchange.replayable || !this.slept()) return null
-    return { key: this.key, exchange }
+    const { answer } = this
+    const success = answer?.head != null && answer.head.status >= 200 && answer.head.status <= 299
+    if (!success || answer.state !== 'complete' || !answer.replayable || !this.slept()) return null
+    return { key: this.key, answer }
   }
 
   /** The answer can't be delivered any more: it stays for a replay if `keep`, else the upstream call ends. */
   private abandon(keep: boolean): void {
-    const { exchange } = this
-    const whole = this.requestWhole && exchange !== null && this.failure === null
-    if (keep && whole && exchange.sent && exchange.replayable) {
+    const { answer } = this
+    const whole = this.requestWhole && answer !== null && this.failure === null
+    if (keep && whole && answer.sent && answer.replayable) {
       this.end('kept')
-      this.context.kept.keep(this.peer.computerId, this.key, exchange)
+      this.context.kept.keep(this.peer.computerId, this.key, answer)
       return
     }
     this.end('client_closed')
-    exchange?.discard()
+    answer?.discard()
   }
 
   private end(outcome: CallOutcome): void {
     this.isOver = true
     this.out = null
     this.dropBuffer()
+    // With a call of its own the entry is that call's.
+    if (this.exchange === null) this.entry?.remove()
     this.call.end(outcome)
   }
 }

@@ -6,7 +6,7 @@ export interface DataPaths {
   computers: string
   checkpoints: string
   images: string
-  /** Held LLM answers that outgrew memory. */
+  /** Bodies of LLM calls that are open, and answers that wait for their agent. */
   spool: string
   /** What is valid until the next boot: criu's probe of the kernel, the compiled seccomp filter. */
   run: string

@@ -26,6 +26,7 @@ import { agentStart } from './agents/start.ts'
 import { BootNotes } from './boot.ts'
 import { createBuilds } from './builds/builds.ts'
 import { readView } from './builds/record.ts'
+import { openCallJournal } from './calls/journal.ts'
 import { createComputers, networkOf } from './computers.ts'
 import { createConfigs } from './configs.ts'
 import { agentEnvironment, type EnvironmentFacts, resolveSecrets } from './environment.ts'
@@ -122,6 +123,14 @@ export async function startServices(settings: Settings): Promise<RunningServices
       proxy.drop(computerId)
       runtime.network.breakOffApps(registry.byId(computerId).computer.shortId)
     },
+    forgetCalls: (computerId) => proxy.forget(computerId),
+    resumeCalls: (computerId, wake) => proxy.resume(computerId, wake),
+  })
+  const journal = openCallJournal({
+    calls: store.llmCalls,
+    vault,
+    dir: data.spool,
+    ttlMs: settings.replayTtlMs,
   })
   const proxy = startLlmProxy({
     hostname: gateway,
@@ -129,6 +138,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     directory: createDirectory(runtime, registry, configs, metrics),
     allowPrivate,
     spoolDir: data.spool,
+    journal,
     llmTimeoutMs: settings.llmTimeoutMs,
     replayTtlMs: settings.replayTtlMs,
   })
@@ -209,6 +219,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
   gauges(metrics, registry)
   builds.recover()
   await recoverAgents(registry, boot)
+  journal.recovered()
   const stopIdleSleep = startIdleSleep({
     runtime,
     lives: () => registry.all(),

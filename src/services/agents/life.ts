@@ -19,6 +19,8 @@ export interface LifeDeps extends TreeDeps {
   checkpointProblem: string | null
   /** Whether `[lifecycle] sleep` lets it sleep by itself. */
   maySleep(computer: ComputerRow): boolean
+  /** Fetches what an agent waits for whose orb was lost; `wake` is called when that is there. False: it cannot be had. */
+  resumeCalls(computerId: string, wake: () => void): boolean
 }
 
 /**
@@ -217,7 +219,9 @@ export class Life {
   recover(rebooted: boolean): Promise<void> {
     const { computer, record, tree } = this
     const { runtime, slots } = this.deps
-    return this.serial(() => recoverAgent({ runtime, slots, computer, record, tree }, rebooted))
+    const answered = () => this.later(async () => void (await this.wakeNow('llm')))
+    const resumeCalls = () => this.deps.resumeCalls(computer.id, answered)
+    return this.serial(() => recoverAgent({ runtime, slots, computer, record, tree, resumeCalls }, rebooted))
   }
 
   /** Removes images that are not the agent's. Returns how many things there were. */

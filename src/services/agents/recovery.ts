@@ -12,6 +12,8 @@ export interface RecoveryContext {
   computer: ComputerRow
   record: AgentRecord
   tree: AgentTree
+  /** Fetches the answers that the agent waits for, and wakes it when the first is there. False: they cannot be had. */
+  resumeCalls(): boolean
 }
 
 /** After a start of orb: makes a computer be there, and its agent and the database agree. */
@@ -67,9 +69,12 @@ async function factsOf(context: RecoveryContext, row: AgentRow, rebooted: boolea
   return { ...image, alive: runtime.agentAlive(computer), exited, rebooted }
 }
 
-async function sleepOn({ slots, record, tree }: RecoveryContext, row: AgentRow): Promise<void> {
+async function sleepOn(context: RecoveryContext, row: AgentRow): Promise<void> {
+  const { slots, record, tree } = context
   const asleep = record.step(row, { phase: 'checkpointed', pid: null })
   if (row.image) tree.images.syncLater(row.image)
-  // Its connection died with the orb that held it: it wakes, sees a reset, and its client library tries again.
-  if (row.llmOutstanding) await slots.run('restore', () => tree.restore(asleep, 'recovery'))
+  if (!row.llmOutstanding) return
+  // Its connections died with the orb that held them. Once it wakes it sees a reset, and its client library asks again.
+  if (context.resumeCalls()) return record.say('orb was restarted and fetches the answer that it waits for')
+  await slots.run('restore', () => tree.restore(asleep, 'recovery'))
 }

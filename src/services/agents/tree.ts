@@ -22,6 +22,8 @@ export interface TreeDeps {
   startOf(computer: ComputerRow): Promise<AgentStart>
   /** Its tree is gone, perhaps behind a locked network that let no word of it through: break its LLM connections off. */
   dropConnections(computerId: string): void
+  /** The agent that made them is no more: its LLM calls end, and nothing of their answers is kept. */
+  forgetCalls(computerId: string): void
 }
 
 /** What the tree tells of itself, and asks. */
@@ -199,6 +201,7 @@ export class AgentTree {
     this.unwatch()
     await runtime.killAgent(this.computer)
     this.deps.dropConnections(this.computer.id)
+    this.deps.forgetCalls(this.computer.id)
     runtime.network.unlock(this.computer.shortId)
     if (row?.image) await runtime.checkpoints.removeImage(this.computer, row.image)
     this.ownImage = false
