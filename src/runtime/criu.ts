@@ -3,6 +3,7 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { RuntimeFiles } from './bundle.ts'
 import { HOST_ENVIRONMENT } from './command.ts'
+import { explain } from './criu-reasons.ts'
 import { DUMP_RESULT, PAGES_DRAINED, RESTORE_RESULT } from './image.ts'
 import { errnoCode } from './libc.ts'
 
@@ -215,5 +216,5 @@ async function failure(operation: 'dump' | 'restore', dir: string): Promise<Criu
     .replace(/^\s*\d+:\s*/, '')
     .replace(/^Error \([^)]*\):\s*/, '')
   const noSpace = /No space left on device|Disk quota exceeded/.test(log + stderr)
-  return new CriuError(operation, reason || `criu gave no reason`, noSpace)
+  return new CriuError(operation, explain(reason) || `criu gave no reason`, noSpace)
 }

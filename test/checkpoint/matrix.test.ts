@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from '
 import { type Orb, startOrb } from '../support/orb.ts'
 import { until } from '../support/sweep.ts'
 import { MatrixAgent } from './agent.ts'
-import { PROGRAMS, type Program, SITUATIONS, type Situation } from './programs.ts'
+import { PROGRAMS, type Program, type Situation } from './programs.ts'
 import { Results } from './results.ts'
 import { firstPart, startUpstream, type Upstream, wholeAnswer } from './upstream.ts'
 import { WAYS, type Way } from './ways.ts'
@@ -32,12 +32,13 @@ describe.each(WAYS)('$name', (way) => {
     let agent: MatrixAgent
     beforeAll(async () => {
       agent = await MatrixAgent.deploy(orb, program, upstream.port)
+      await way.prepare?.(agent, upstream)
     })
     afterAll(async () => {
       if (agent) expect((await agent.computer.call('DELETE', '')).status).toBe(200)
     })
 
-    test.each(SITUATIONS)('%s', (situation) =>
+    test.each(way.situations)('%s', (situation) =>
       results.record({ program, situation, way: way.name }, () => sleepAndWake(agent, situation, way, upstream)),
     )
   })
@@ -54,9 +55,9 @@ async function sleepAndWake(agent: MatrixAgent, situation: Situation, way: Way, 
     if (!begun) throw new Error(`of the stream came ${JSON.stringify(await agent.heard(question))}`)
   }
 
-  const sleep = await way.sleep(computer, situation)
+  const sleep = await way.sleep(agent, situation)
   const refusal = program.refused?.[way.name]
-  if (sleep.refused === null) await way.expectAsleep(computer)
+  if (sleep.refused === null) await way.expectAsleep(agent)
   expect(sleep.refused ?? 'asleep').toMatch(refusal ?? /^asleep$/)
 
   if (situation === 'idle') {
@@ -69,7 +70,7 @@ async function sleepAndWake(agent: MatrixAgent, situation: Situation, way: Way, 
   }
   await agent.goesOnFrom(before)
   expect(await computer.agent()).toMatchObject({ state: 'running', sleep_reason: null, failure_reason: null })
-  return { ...sleep, wakeMs: sleep.refused === null ? await way.wakeMs(computer, reasonOf(program, situation)) : null }
+  return { ...sleep, wakeMs: sleep.refused === null ? await way.wakeMs(agent, reasonOf(program, situation)) : null }
 }
 
 /** What the log says that woke it. */

@@ -91,6 +91,14 @@ export const PROGRAMS: Program[] = [
     files: ['chromium.mjs', 'harness.mjs'],
     runtimeMb: 2048,
   },
+  python('Connection not yet accepted, Unix', 'backlog', 'its client has spoken already', {
+    args: ['unix'],
+    refused: { checkpoint: /not accepted/ },
+  }),
+  python('Connection not yet accepted, TCP', 'backlog', 'its client has spoken already', {
+    args: ['tcp'],
+    refused: { checkpoint: /not accepted/ },
+  }),
   python('Traced process', 'traced', 'as below a debugger', { refused: { checkpoint: /trace/ } }),
 ]
 

@@ -3,8 +3,8 @@ import { readFileSync } from 'node:fs'
 import { cpus, release, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { messageOf } from '../../src/errors.ts'
-import { PROGRAMS, type Program, SITUATIONS, type Situation, type WayName } from './programs.ts'
-import type { Sleep } from './ways.ts'
+import { PROGRAMS, type Program, type Situation, type WayName } from './programs.ts'
+import { type Sleep, WAYS } from './ways.ts'
 
 /** Names the file that a run of the whole matrix writes its table to. */
 const TABLE_FILE = process.env['ORB_MATRIX_FILE']
@@ -45,18 +45,17 @@ export class Results {
   }
 
   private table(): string {
-    const ways = [...new Set([...this.outcomes.keys()].map((text) => text.split('/')[0] as WayName))]
-    return `${header()}\n${ways.map((way) => this.section(way)).join('\n')}`
+    return `${header()}\n${WAYS.map((way) => this.section(way.name, way.situations)).join('\n')}`
   }
 
-  private section(way: WayName): string {
+  private section(way: WayName, situations: Situation[]): string {
     const rows = PROGRAMS.map((program) => {
-      const cells = SITUATIONS.map((situation) => this.text({ program, situation, way }))
+      const cells = situations.map((situation) => this.text({ program, situation, way }))
       return `| **${program.name}**: ${program.what} | ${cells.join(' | ')} |`
     })
-    const titles = SITUATIONS.map((situation) => TITLES[situation])
+    const titles = situations.map((situation) => TITLES[situation])
     const reasons = PROGRAMS.flatMap((program) =>
-      SITUATIONS.flatMap((situation) => {
+      situations.flatMap((situation) => {
         const outcome = this.outcomes.get(key({ program, situation, way }))
         const reason = outcome && ('fails' in outcome ? outcome.fails : outcome.refused)
         return reason ? [`- ${program.name}, ${TITLES[situation]}: \`${reason}\``] : []

@@ -12,9 +12,9 @@ export interface Upstream {
   port: number
   /** How often each question came. */
   asked: Map<string, number>
-  /** Holds the answer to a question, or the rest of its stream, back until it is released. */
-  hold(question: string): void
-  release(question: string): void
+  /** Holds the answers to questions, or the rest of their streams, back until they are released. */
+  hold(...questions: string[]): void
+  release(...questions: string[]): void
   stop(): Promise<void>
 }
 
@@ -49,8 +49,10 @@ export function startUpstream(): Upstream {
   return {
     port: server.port ?? 0,
     asked,
-    hold: (question) => gates.shut(question),
-    release: (question) => gates.open(question),
+    hold: (...questions) => gates.shut(...questions),
+    release: (...questions) => {
+      for (const question of questions) gates.open(question)
+    },
     stop: () => server.stop(true),
   }
 }

@@ -1,8 +1,9 @@
 /** The ways to sleep, each through the API and the settings that a user has. */
 import { expect } from 'bun:test'
-import type { Computer } from '../support/computer.ts'
 import { until } from '../support/sweep.ts'
-import type { Situation, WayName } from './programs.ts'
+import type { MatrixAgent } from './agent.ts'
+import { SITUATIONS, type Situation, type WayName } from './programs.ts'
+import type { Upstream } from './upstream.ts'
 
 const MB = 1024 * 1024
 const SLEEP_TIMEOUT_MS = 60_000
@@ -10,6 +11,7 @@ const SLEEP_TIMEOUT_MS = 60_000
 export interface Sleep {
   /** Why orb would not, or null when the agent sleeps. */
   refused: string | null
+  /** Of memory that were written. */
   bytes: number | null
   sleepMs: number | null
 }
@@ -18,18 +20,27 @@ export interface Way {
   name: WayName
   /** Settings of orb. */
   env: Record<string, string>
+  /** In which orb sends an agent to sleep like this. */
+  situations: Situation[]
+  /** What must have happened before. */
+  prepare?(agent: MatrixAgent, upstream: Upstream): Promise<void>
   /** Sends the agent to sleep: by the freeze ladder where it waits for an answer, else by hand. */
-  sleep(computer: Computer, situation: Situation): Promise<Sleep>
-  expectAsleep(computer: Computer): Promise<void>
-  /** How long the last wake took; it must have been for `reason`. */
-  wakeMs(computer: Computer, reason: string): Promise<number>
+  sleep(agent: MatrixAgent, situation: Situation): Promise<Sleep>
+  expectAsleep(agent: MatrixAgent): Promise<void>
+  /** How long the last wake took, if that is known; it must have been for `reason`. */
+  wakeMs(agent: MatrixAgent, reason: string): Promise<number | null>
 }
+
+/** How orb's own lines on what came of sending an agent to sleep begin. */
+const TO_DISK = /^(checkpointed \(|checkpoint failed: )/
 
 const CHECKPOINT: Way = {
   name: 'checkpoint',
   env: {},
-  async sleep(computer, situation) {
-    const old = await outcomes(computer)
+  situations: SITUATIONS,
+  async sleep(agent, situation) {
+    const { computer } = agent
+    const next = await nextLine(agent, TO_DISK)
     if (situation !== 'plain') {
       const { status, json } = await computer.call('POST', '/agents/demote')
       if (status !== 200) {
@@ -38,26 +49,21 @@ const CHECKPOINT: Way = {
         return { refused: String(json['message']), bytes: null, sleepMs: null }
       }
     }
-    let outcome: string | undefined
-    await until(async () => {
-      outcome = (await outcomes(computer))[old.length]
-      return outcome !== undefined
-    }, SLEEP_TIMEOUT_MS)
-    if (outcome === undefined) throw new Error(`it never slept:\n${(await computer.lines()).slice(-20).join('\n')}`)
-    const refused = /^checkpoint failed: (.*)$/.exec(outcome)?.[1]
+    const line = await next()
+    const [, refused] = /^checkpoint failed: (.*)$/.exec(line) ?? []
     if (refused !== undefined) {
       expect((await computer.agent())?.state).toBe('frozen')
       return { refused, bytes: null, sleepMs: null }
     }
-    const [bytes, ms] = /(\d+) bytes in (\d+) ms$/.exec(outcome)?.slice(1).map(Number) ?? []
-    return { refused: null, bytes: bytes ?? null, sleepMs: ms ?? null }
+    const [, bytes, ms] = /(\d+) bytes in (\d+) ms$/.exec(line) ?? []
+    return { refused: null, bytes: Number(bytes), sleepMs: Number(ms) }
   },
-  async expectAsleep(computer) {
+  async expectAsleep({ computer }) {
     expect(await computer.waitForState('checkpointed')).toMatchObject({ pid: null, failure_reason: null })
     expect(computer.agentProcesses()).toEqual([])
     expect(computer.memoryBytes()).toBeLessThan(4 * MB)
   },
-  async wakeMs(computer, reason) {
+  async wakeMs({ computer }, reason) {
     const line = (await computer.lines('orb')).findLast((text) => text.startsWith('restored ')) ?? ''
     const [, seen, ms] = /^restored \((\w+)\) in (\d+) ms$/.exec(line) ?? []
     expect(seen).toBe(reason)
@@ -65,8 +71,19 @@ const CHECKPOINT: Way = {
   },
 }
 
-/** orb's own lines on what came of putting it on disk, oldest first. */
-const outcomes = async (computer: Computer): Promise<string[]> =>
-  (await computer.lines('orb')).filter((line) => /^(checkpointed \(|checkpoint failed: )/.test(line))
-
 export const WAYS: Way[] = [CHECKPOINT]
+
+/** Call the result for the next of orb's own lines that `matches`, once it is there. */
+async function nextLine({ computer }: MatrixAgent, matches: RegExp): Promise<() => Promise<string>> {
+  const all = async () => (await computer.lines('orb')).filter((line) => matches.test(line))
+  const before = (await all()).length
+  return async () => {
+    let line: string | undefined
+    await until(async () => {
+      line = (await all())[before]
+      return line !== undefined
+    }, SLEEP_TIMEOUT_MS)
+    if (line === undefined) throw new Error(`it does not sleep:\n${(await computer.lines()).slice(-20).join('\n')}`)
+    return line
+  }
+}

@@ -63,9 +63,7 @@ def put_under_way(number):
         one.send(under_way(number))
         other.send(under_way(number))
     sender.send(under_way(number))
-    client = connected(f'{HERE}/backlog.sock')
-    client.send(under_way(number))
-    waiting.append(client)
+    waiting.append(connected(f'{HERE}/backlog.sock'))
 
 
 def check():
@@ -73,10 +71,10 @@ def check():
     for one, other in [*pairs, (unlinked_client, unlinked_server)]:
         expect('what was under way', [one.recv(100), other.recv(100)], [under_way(checks)] * 2)
     expect('a datagram', receiver.recv(100), under_way(checks))
-    accepted = backlog.accept()[0]
-    expect('what came before it was accepted', accepted.recv(100), under_way(checks))
-    accepted.send(b'accepted')
-    expect('the answer to it', waiting.pop().recv(100), b'accepted')
+    client, accepted = waiting.pop(), backlog.accept()[0]
+    client.send(b'hello')
+    expect('bytes of the connection that waited', accepted.recv(100), b'hello')
+    client.close()
     accepted.close()
     checks += 1
     for (address, kind), client in zip(addresses, clients):
