@@ -6,7 +6,7 @@ const MEANINGS: [RegExp, string][] = [
     /Non-empty write queue on an in-flight socket/,
     'a connection to a Unix socket has data in it and is not accepted yet',
   ],
-  [/Connected TCP socket with pending/, 'a TCP connection is not accepted yet'],
+  [/In-flight connection/, 'a TCP connection is not accepted yet'],
 ]
 
 /** `reason` of criu's log, with its meaning before it where that is known. */

@@ -88,7 +88,7 @@ export class Criu {
         ...mounts(options).flatMap(({ path, key }) => ['--external', `mnt[${path}]:${key}`]),
         ...COMMON_FLAGS,
         ...['--freeze-cgroup', options.freezerDir, '--timeout', String(SEIZE_TIMEOUT_S)],
-        ...['--skip-in-flight', '--link-remap', '--ghost-limit', String(GHOST_LIMIT_BYTES)],
+        ...['--link-remap', '--ghost-limit', String(GHOST_LIMIT_BYTES)],
       ],
     )
     if ((await bounded(criu, options.timeoutMs)) !== 0) throw await failure('dump', dir)

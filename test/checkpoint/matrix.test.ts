@@ -13,6 +13,9 @@ import { WAYS, type Way } from './ways.ts'
 
 setDefaultTimeout(120_000)
 
+/** Of its log, when something is not as it should be. */
+const SHOWN_LINES = 20
+
 const results = new Results()
 afterAll(() => results.write())
 
@@ -39,7 +42,12 @@ describe.each(WAYS)('$name', (way) => {
     })
 
     test.each(way.situations)('%s', (situation) =>
-      results.record({ program, situation, way: way.name }, () => sleepAndWake(agent, situation, way, upstream)),
+      results.record({ program, situation, way: way.name }, () =>
+        sleepAndWake(agent, situation, way, upstream).catch(async (thrown) => {
+          console.error((await agent.computer.lines()).slice(-SHOWN_LINES).join('\n'))
+          throw thrown
+        }),
+      ),
     )
   })
 })

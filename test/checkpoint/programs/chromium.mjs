@@ -10,9 +10,12 @@ import { expect, run } from './harness.mjs'
 const PAGE_PORT = 9000
 const PAGE = `<!doctype html><title>page</title><canvas id=canvas width=200 height=200></canvas><script>
   const life = Math.random(), worker = new Worker('/worker.js'), events = new EventSource('/events')
-  let beats = 0, event = 0, problem = null
+  let beats = 0, event, problem = null
   setInterval(() => beats++, 50)
-  events.onmessage = ({ data }) => { if (Number(data) !== ++event) problem = 'event ' + data + ', expected ' + event }
+  events.onmessage = ({ data }) => {
+    if (event !== undefined && Number(data) !== event + 1) problem = 'event ' + data + ' after ' + event
+    event = Number(data)
+  }
   const echo = (number) => new Promise((resolve) => {
     worker.onmessage = ({ data }) => resolve(data)
     worker.postMessage(number)
@@ -94,7 +97,7 @@ async function inPage(expression) {
   return result.value
 }
 
-while ((await inPage('typeof check')) !== 'function') await new Promise((resolve) => setTimeout(resolve, 20))
+while ((await inPage('typeof event')) !== 'number') await new Promise((resolve) => setTimeout(resolve, 20))
 let checks = 0
 let life
 run(async () => {
