@@ -9,7 +9,7 @@ import { type Criu, CriuError, type CriuTarget, killProcess } from './criu.ts'
 import { runningCriu } from './criu-processes.ts'
 import { isComplete, isDrained, isRestored, isSynced, readNotes, syncImage, writeNotes } from './image.ts'
 import { checkImage, hasManifest, ImageError, noteHashes, noteSizes } from './image-manifest.ts'
-import { mendTimers } from './image-timers.ts'
+import { mendImage } from './image-mend.ts'
 import * as launcher from './launcher.ts'
 import type { Network } from './network.ts'
 import {
@@ -107,7 +107,7 @@ export class Checkpoints {
   /** Notes of a whole image what a later restore needs to know. Returns the bytes that criu wrote. */
   private async seal(spec: ComputerSpec, image: string): Promise<number> {
     const dir = this.imageDir(spec, image)
-    await mendTimers(dir).catch((error) => log('warn', 'timers of a sleeping agent may stand still', { dir, error }))
+    await mendImage(dir).catch((error) => log('warn', 'a checkpoint could not be mended', { dir, error }))
     try {
       holdOpenFiles(this.layers(spec), dir, image)
       this.network.reserve(spec.shortId, portsOf(dir))

@@ -2,14 +2,14 @@ import { afterEach, beforeEach, expect, test } from 'bun:test'
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { mendTimers } from './image-timers.ts'
+import { mendImage } from './image-mend.ts'
 
 const MAGIC = [0x19, 0x43, 0x56, 0x54, 0x38, 0x31, 0x30, 0x56]
 const FIXED_FIELD = [0x11, 1, 2, 3, 4, 5, 6, 7, 8]
 
 let dir: string
 beforeEach(() => {
-  dir = mkdtempSync(join(tmpdir(), 'orb-timers-'))
+  dir = mkdtempSync(join(tmpdir(), 'orb-image-'))
 })
 afterEach(() => rmSync(dir, { recursive: true }))
 
@@ -36,7 +36,7 @@ const core = (real: Record<number, number>): number[] => [
 
 async function mended(name: string, before: Buffer): Promise<Buffer> {
   writeFileSync(join(dir, name), before)
-  await mendTimers(dir)
+  await mendImage(dir)
   return readFileSync(join(dir, name))
 }
 
@@ -70,6 +70,21 @@ test.each([
 test('a core of a thread, which has no timers, stays as it is', async () => {
   const before = image(message({ 1: 1, 5: [8, 1] }))
   expect(await mended('core-8.img', before)).toEqual(before)
+})
+
+/** An area of memory from 0 to `end`, both as varints. */
+const area = (end: number[], protection: number, flags: number[]): number[] => {
+  const fields = [8, 0, 16, ...end, 40, protection, 48, ...flags]
+  return [0x72, fields.length, ...fields]
+}
+const GIB = [0x80, 0x80, 0x80, 0x80, 0x04]
+const PRIVATE = [0x22]
+
+test('a large reservation is not counted as memory, what is small, writable or shared stays', async () => {
+  const others = [...area([1], 0, PRIVATE), ...area(GIB, 3, PRIVATE), ...area(GIB, 0, [0x21])]
+  const before = image([...others, ...area(GIB, 0, PRIVATE)])
+  const after = await mended('mm-7.img', before)
+  expect(after).toEqual(image([...others, ...area(GIB, 0, [0xa2, 0x80, 0x01])]))
 })
 
 test('a file that is no image is refused', async () => {

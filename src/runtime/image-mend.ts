@@ -2,14 +2,16 @@ import { readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 
 /*
- * Two kinds of timer are in an image, and yet criu (4.2) does not start them again:
+ * What criu (4.2) writes down and cannot bring back as it was, mended in the image:
  *
- * - a periodic timerfd that had expired and was not read: it is saved with nothing left until its next time, which is
- *   also how one that is switched off looks. In a frozen agent each of them is like this after one period.
+ * - a periodic timerfd that had expired and was not read is saved with nothing left until its next time, which is also
+ *   how one that is switched off looks. In a frozen agent each of them is like this after one period.
  * - `alarm` and `setitimer` without a period: only those with one are restored.
+ * - address space that is reserved and not writable, as browsers and JavaScript engines have by the terabyte: it is
+ *   mapped writable first, and more of that than there is memory is refused.
  *
- * Both are mended in the image. Its files are a magic number and then protobuf messages, each after its length; numbers
- * of fields are those of criu's images/{fdinfo,timerfd,core,timer}.proto.
+ * The files of an image are a magic number and then protobuf messages, each after its length; numbers of fields are
+ * those of criu's images/{fdinfo,timerfd,core,timer,mm,vma}.proto.
  */
 
 const HEADER_BYTES = 8
@@ -25,14 +27,21 @@ const TASK_TIMERS = 7
 const INTERVAL_TIMERS = [1, 2, 3]
 const TIMER = { period: 1, periodMicroseconds: 2, seconds: 3, microseconds: 4 }
 
-/** Mends the timers of a whole image. Doing it twice changes nothing more. @throws Error; the image is as good as it was */
-export async function mendTimers(dir: string): Promise<void> {
+const MEMORY_AREA = 14
+const AREA = { start: 1, end: 2, protection: 5, flags: 6 }
+const PROT_WRITE = 0x2n
+const MAP_PRIVATE_ANONYMOUS = 0x22n
+const MAP_NORESERVE = 0x4000n
+/** Smaller areas are never refused. */
+const LARGE_BYTES = 1n << 30n
+
+/** Mends a whole image. Doing it twice changes nothing more. @throws Error; the image is as good as it was */
+export async function mendImage(dir: string): Promise<void> {
   const names = await readdir(dir)
-  const cores = names.filter((name) => /^core-\d+\.img$/.test(name))
-  await Promise.all([
-    ...cores.map((name) => rewrite(join(dir, name), mendTask)),
-    ...(names.includes('files.img') ? [rewrite(join(dir, 'files.img'), mendFile)] : []),
-  ])
+  const editing = EDITS.flatMap(({ files, edit }) =>
+    names.filter((name) => files.test(name)).map((name) => rewrite(join(dir, name), edit)),
+  )
+  await Promise.all(editing)
 }
 
 type Field = { number: number; wire: number; value: bigint | Uint8Array }
@@ -59,6 +68,21 @@ const mendTask: Edit = (core) =>
       }),
     ),
   )
+
+const mendMemory: Edit = (memory) =>
+  within(memory, [MEMORY_AREA], (area) => {
+    const [flags, bytes] = [get(area, AREA.flags), get(area, AREA.end) - get(area, AREA.start)]
+    if (bytes < LARGE_BYTES || (get(area, AREA.protection) & PROT_WRITE) !== 0n) return false
+    if ((flags & MAP_PRIVATE_ANONYMOUS) !== MAP_PRIVATE_ANONYMOUS || (flags & MAP_NORESERVE) !== 0n) return false
+    put(area, AREA.flags, flags | MAP_NORESERVE)
+    return true
+  })
+
+const EDITS = [
+  { files: /^files\.img$/, edit: mendFile },
+  { files: /^core-\d+\.img$/, edit: mendTask },
+  { files: /^mm-\d+\.img$/, edit: mendMemory },
+]
 
 /** Edits each of the messages that these fields hold. */
 function within(fields: Field[], numbers: number[], edit: Edit): boolean {
