@@ -78,7 +78,7 @@ export const PROGRAMS: Program[] = [
   python('Open files', 'files', 'deleted, renamed, unnamed, mapped and locked files; memfd, /dev/shm, fifo, pipe'),
   python('500 MB of data', 'heap', 'random bytes, each of them checked', { runtimeMb: 1024 }),
   python('200 threads', 'threads', 'each waits for work', { wake: 'promote' }),
-  python('Timers', 'timers', 'timerfd and POSIX timers on three clocks, alarm, sleep, waits with timeout', {
+  python('Timers', 'timers', 'timerfd and POSIX timers on three clocks, a running alarm, sleep, waits with timeout', {
     wake: 'promote',
   }),
   python('Inotify', 'inotify', '307 watches, on every file system that the computer writes to'),

@@ -101,4 +101,6 @@ that nothing of its state was lost or came twice:
 
 *works* is followed by the size of the checkpoint, and by what the dump and the restore took, in that order. The restore is over when the
 agent runs; its pages follow as it touches them. *refused*: orb said why and the agent went on unharmed.
+
+Known to be lost in a checkpoint: UDP datagrams on the way inside the computer, and the signal of an \`alarm\` that runs out while the agent is frozen.
 `

@@ -53,9 +53,6 @@ receiver = socket.socket(socket.AF_UNIX, DATAGRAM)
 receiver.bind(f'{HERE}/datagram.sock')
 sender = socket.socket(socket.AF_UNIX, DATAGRAM)
 sender.connect(f'{HERE}/datagram.sock')
-# A connection that is made and not yet accepted.
-backlog = listening(f'{HERE}/backlog.sock')
-waiting = []
 
 
 def put_under_way(number):
@@ -63,7 +60,6 @@ def put_under_way(number):
         one.send(under_way(number))
         other.send(under_way(number))
     sender.send(under_way(number))
-    waiting.append(connected(f'{HERE}/backlog.sock'))
 
 
 def check():
@@ -71,11 +67,6 @@ def check():
     for one, other in [*pairs, (unlinked_client, unlinked_server)]:
         expect('what was under way', [one.recv(100), other.recv(100)], [under_way(checks)] * 2)
     expect('a datagram', receiver.recv(100), under_way(checks))
-    client, accepted = waiting.pop(), backlog.accept()[0]
-    client.send(b'hello')
-    expect('bytes of the connection that waited', accepted.recv(100), b'hello')
-    client.close()
-    accepted.close()
     checks += 1
     for (address, kind), client in zip(addresses, clients):
         client.send(under_way(checks))
