@@ -15,6 +15,8 @@ const BENCHMARKS: Record<string, () => Promise<{ benchmark: Benchmark }>> = {
   streams: () => import('./streams.ts'),
   'wake-1gb': () => import('./wake-1gb.ts'),
   checkpoint: () => import('./checkpoint.ts'),
+  density: () => import('./density.ts'),
+  ingress: () => import('./ingress.ts'),
 }
 
 /** On a disk, as the data of a real orb; /tmp may be memory. */

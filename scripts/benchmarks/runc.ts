@@ -24,7 +24,7 @@ export class RuncContainer {
 
   /**
    * @param name of the container, its network namespace and its veth
-   * @param subnet such as 10.201.0.0/24: the host is .1, the container .2
+   * @param subnet such as 10.201.0.0/16, of which the first /24 is taken: the host is .1, the container .2
    * @param networkLock how CRIU keeps packets away meanwhile; iptables is its default, nftables is faster
    */
   constructor(
@@ -33,7 +33,7 @@ export class RuncContainer {
     subnet: string,
     private readonly networkLock: 'iptables' | 'nftables',
   ) {
-    const prefix = subnet.replace(/\.0\/24$/, '')
+    const prefix = subnet.replace(/\.0\/16$/, '')
     this.host = `${prefix}.1`
     this.address = `${prefix}.2`
     this.image = join(dir, 'image')

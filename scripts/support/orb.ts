@@ -1,6 +1,7 @@
 /** An orb of its own for the demo and the benchmarks: data directory, subnet and port that nobody else uses. */
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
+import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { stringify } from 'smol-toml'
 import { z } from 'zod'
@@ -11,8 +12,9 @@ export const ORB = join(import.meta.dir, '../../dist/orb')
 const READY_TIMEOUT_MS = 30_000
 /** orb itself gives open requests 10 s. */
 const STOP_TIMEOUT_MS = 15_000
-const POLL_MS = 50
-/** Subnets that are tried are 10.N.0.0/24. */
+const RECOVERED_TIMEOUT_MS = 120_000
+const POLL_MS = 5
+/** Subnets that are tried are 10.N.0.0/16. */
 const FIRST_SUBNET = 200
 const LAST_SUBNET = 254
 
@@ -21,11 +23,15 @@ type Body = string | Uint8Array<ArrayBuffer> | Record<string, unknown>
 
 export interface PrivateOrb {
   url: string
-  pid: number
+  readonly pid: number
   dataDir: string
+  /** API key of its one account. */
+  key: string
   computer(name: string, runtimeMb: number, diskMb: number): Promise<Computer>
   /** Stops it; whatever is asleep or awake stays so. */
   stop(): Promise<void>
+  /** Ends it and starts it anew, on the same port: ms from exec until it is ready, and what looking after all agents took. */
+  restart(signal: 'SIGTERM' | 'SIGKILL'): Promise<{ readyMs: number; recoveredMs: number }>
 }
 
 /** Files that say how a private orb is reached again, by a later run too. */
@@ -39,8 +45,37 @@ export const logFile = (dataDir: string): string => join(dataDir, 'orb.log')
  */
 export async function startOrb(dataDir: string, settings: Record<string, unknown>): Promise<PrivateOrb> {
   mkdirSync(dataDir, { recursive: true, mode: 0o700 })
-  const config = { listen: '127.0.0.1:0', data_dir: dataDir, subnet: freeSubnet(), ...settings }
+  const config = { listen: `127.0.0.1:${await freePort()}`, data_dir: dataDir, subnet: freeSubnet(), ...settings }
   writeFileSync(configFile(dataDir), stringify(config))
+  const url = await launch(dataDir)
+  const key = registered.parse(
+    await call(url, '', 'POST', '/v1/auth/register', { email: 'someone@example.com' }),
+  ).api_key
+  return {
+    url,
+    dataDir,
+    key,
+    get pid() {
+      return runningPid(dataDir) ?? 0
+    },
+    computer: async (name, runtime_mb, disk_mb) => {
+      const made = computerSchema.parse(await call(url, key, 'POST', '/v1/computers', { name, runtime_mb, disk_mb }))
+      return new Computer(url, key, made.id, made.short_id)
+    },
+    stop: () => stopOrb(dataDir),
+    async restart(signal) {
+      if (signal === 'SIGKILL') process.kill(runningPid(dataDir) ?? 0, signal)
+      await stopOrb(dataDir)
+      const began = performance.now()
+      await launch(dataDir)
+      const readyMs = performance.now() - began
+      return { readyMs, recoveredMs: await recoveredMs(dataDir) }
+    },
+  }
+}
+
+/** Starts the orb of a data directory; returns its URL once it is ready. */
+async function launch(dataDir: string): Promise<string> {
   const output = openSync(logFile(dataDir), 'w')
   const child = Bun.spawn([ORB, 'serve', '--config', configFile(dataDir)], {
     env: ownEnvironment(),
@@ -50,20 +85,7 @@ export async function startOrb(dataDir: string, settings: Record<string, unknown
   child.unref()
   writeFileSync(pidFile(dataDir), String(child.pid))
   closeSync(output)
-  const url = await readyUrl(dataDir, () => child.exitCode === null)
-  const key = registered.parse(
-    await call(url, '', 'POST', '/v1/auth/register', { email: 'someone@example.com' }),
-  ).api_key
-  return {
-    url,
-    pid: child.pid,
-    dataDir,
-    computer: async (name, runtime_mb, disk_mb) => {
-      const made = computerSchema.parse(await call(url, key, 'POST', '/v1/computers', { name, runtime_mb, disk_mb }))
-      return new Computer(url, key, made.id, made.short_id)
-    },
-    stop: () => stopOrb(dataDir),
-  }
+  return readyUrl(dataDir, () => child.exitCode === null)
 }
 
 /** One computer, through the API; what the API does not say is read from the kernel. */
@@ -74,7 +96,7 @@ export class Computer {
     readonly url: string,
     readonly key: string,
     readonly id: string,
-    shortId: string,
+    readonly shortId: string,
   ) {
     this.cgroup = join('orb', `orb-${shortId}`, 'agent')
   }
@@ -103,17 +125,32 @@ export class Computer {
     }
   }
 
+  /** Its IPv4 address, to which the host has a route of its own. */
+  addressInside(): string {
+    const { stdout } = Bun.spawnSync(['ip', '-4', '-o', 'route', 'show', 'dev', `orb-${this.shortId}`])
+    return stdout.toString().split(' ')[0] ?? ''
+  }
+
   /** Bytes of RAM that the kernel charges the agent for. */
   memoryBytes(): number {
     const v1 = join('/sys/fs/cgroup/memory', this.cgroup, 'memory.usage_in_bytes')
     return Number(readFileSync(existsSync(v1) ? v1 : join('/sys/fs/cgroup', this.cgroup, 'memory.current'), 'utf8'))
   }
 
-  /** Processes of the agent's tree. */
+  /** Number of processes of the agent's tree. */
   processes(): number {
-    const hybrid = join('/sys/fs/cgroup/unified', this.cgroup)
-    const dir = existsSync(hybrid) ? hybrid : join('/sys/fs/cgroup', this.cgroup)
-    return readFileSync(join(dir, 'cgroup.procs'), 'utf8').split('\n').filter(Boolean).length
+    return this.pidsIn('agent').length
+  }
+
+  /** Host pids of the computer's own, without its agent's. */
+  standing(): number[] {
+    return this.pidsIn('init')
+  }
+
+  private pidsIn(leaf: string): number[] {
+    const roots = ['/sys/fs/cgroup/unified', '/sys/fs/cgroup']
+    const dir = roots.map((root) => join(root, 'orb', `orb-${this.shortId}`, leaf)).find((path) => existsSync(path))
+    return dir ? readFileSync(join(dir, 'cgroup.procs'), 'utf8').split('\n').filter(Boolean).map(Number) : []
   }
 }
 
@@ -188,13 +225,34 @@ function ownEnvironment(): Record<string, string> {
   return Object.fromEntries(entries)
 }
 
+/** Chosen here and not by orb: after a restart it is to be found at the same. */
+async function freePort(): Promise<number> {
+  const { promise, resolve } = Promise.withResolvers<number>()
+  const server = createServer().listen(0, '127.0.0.1', () => {
+    const address = server.address()
+    server.close(() => resolve(address !== null && typeof address === 'object' ? address.port : 0))
+  })
+  return promise
+}
+
 /** A subnet of which neither an address nor a route is known to this machine. */
 export function freeSubnet(): string {
   const used = ['addr', 'route'].map((what) => Bun.spawnSync(['ip', '-o', '-4', what]).stdout.toString()).join('\n')
   for (let second = FIRST_SUBNET; second <= LAST_SUBNET; second++) {
-    if (!used.includes(` 10.${second}.`) && !used.includes(`\n10.${second}.`)) return `10.${second}.0.0/24`
+    if (!used.includes(` 10.${second}.`) && !used.includes(`\n10.${second}.`)) return `10.${second}.0.0/16`
   }
-  throw new Error(`every subnet from 10.${FIRST_SUBNET}.0.0/24 to 10.${LAST_SUBNET}.0.0/24 is in use on this machine`)
+  throw new Error(`every subnet from 10.${FIRST_SUBNET}.0.0/16 to 10.${LAST_SUBNET}.0.0/16 is in use on this machine`)
+}
+
+/** What orb itself says that it took, in ms, once every agent is looked after. */
+async function recoveredMs(dataDir: string): Promise<number> {
+  const deadline = performance.now() + RECOVERED_TIMEOUT_MS
+  while (performance.now() < deadline) {
+    const ms = / all agents are looked after .*\bms=(\d+)/.exec(readFileSync(logFile(dataDir), 'utf8'))?.[1]
+    if (ms) return Number(ms)
+    await Bun.sleep(POLL_MS)
+  }
+  throw new Error(`orb has not looked after every agent:\n${logTail(dataDir)}`)
 }
 
 async function readyUrl(dataDir: string, runs: () => boolean): Promise<string> {

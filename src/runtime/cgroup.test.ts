@@ -197,7 +197,7 @@ describe('on this host', () => {
     await until(() => cgroups.isPopulated(name, 'exec-a'))
     const seen = await new Response(child.stdout.pipeThrough(upTo('0::'))).text()
     expect(seen).toContain(`0::/orb/${name}/exec-a`)
-    expect(seen.split('\n').filter((line) => line.includes(`/orb/${name}/`)).length).toBe(
+    expect(seen.split('\n').filter((line) => `${line}/`.includes(`/orb/${name}/`)).length).toBe(
       cgroups.joinFiles(name, 'exec-a').length,
     )
     expect(seen).not.toContain(`${name}/agent`)

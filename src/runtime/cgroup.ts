@@ -94,9 +94,9 @@ export class Cgroups {
     }
     mkdirSync(this.v2(name, 'init'), { recursive: true })
     mkdirSync(this.v2(name, 'agent'), { recursive: true })
-    for (const controller of this.v1.keys()) {
-      for (const leaf of ['agent', 'rest']) mkdirSync(join(this.v1Dir(controller, name), leaf), { recursive: true })
-    }
+    for (const controller of this.v1.keys()) mkdirSync(this.v1Dir(controller, name), { recursive: true })
+    // Of the agent alone only its memory is asked for: each cgroup more costs tens of KB, times a thousand computers.
+    if (this.v1.has('memory')) mkdirSync(join(this.v1Dir('memory', name), 'agent'), { recursive: true })
     this.limit(name, limits)
   }
 
@@ -132,8 +132,9 @@ export class Cgroups {
   /** The cgroup.procs files that a process of `leaf` is written to. Makes the leaf of a command. */
   joinFiles(name: string, leaf: Leaf): string[] {
     mkdirSync(this.v2(name, leaf), { recursive: true })
-    const v1Leaf = leaf === 'agent' ? 'agent' : 'rest'
-    const v1 = [...this.v1.keys()].map((controller) => join(this.v1Dir(controller, name), v1Leaf))
+    const v1 = [...this.v1.keys()].map((controller) =>
+      join(this.v1Dir(controller, name), controller === 'memory' && leaf === 'agent' ? 'agent' : ''),
+    )
     return [this.v2(name, leaf), ...v1].map((dir) => join(dir, 'cgroup.procs'))
   }
 
@@ -252,7 +253,7 @@ export class Cgroups {
   remove(name: string): boolean {
     const dirs = [...this.v1.keys()].flatMap((controller) => {
       const dir = this.v1Dir(controller, name)
-      return [join(dir, 'agent'), join(dir, 'rest'), dir]
+      return [...children(dir).map((leaf) => join(dir, leaf)), dir]
     })
     const v2 = [...children(this.v2(name)).map((leaf) => join(this.v2(name), leaf)), this.v2(name)]
     const done = [...dirs, ...v2].map(removeDir).every(Boolean)

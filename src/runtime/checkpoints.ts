@@ -1,4 +1,4 @@
-import { statfsSync } from 'node:fs'
+import { readdirSync, statfsSync } from 'node:fs'
 import { mkdir, readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { log } from '../log.ts'
@@ -6,11 +6,12 @@ import type { Base } from './base.ts'
 import type { Cgroups } from './cgroup.ts'
 import { type ComputerSpec, killLeaf, shmBytes } from './computer.ts'
 import { type Criu, CriuError, type CriuTarget, killProcess } from './criu.ts'
-import { runningCriu } from './criu-processes.ts'
-import { isComplete, isDrained, isRestored, isSynced, readNotes, syncImage, writeNotes } from './image.ts'
+import { type CriuProcess, runningCriu } from './criu-processes.ts'
+import { isComplete, isDrained, isRestored, isStored, isSynced, readNotes, syncImage, writeNotes } from './image.ts'
 import { checkImage, hasManifest, ImageError, noteHashes, noteSizes } from './image-manifest.ts'
 import { mendImage } from './image-mend.ts'
 import * as launcher from './launcher.ts'
+import { errnoCode } from './libc.ts'
 import type { Network } from './network.ts'
 import {
   holdOpenFiles,
@@ -217,16 +218,42 @@ export class Checkpoints {
    * What a crash of orb left of a transition: waits for a criu that is still at work, then says how its image stands.
    * A page daemon goes on as long as there is an agent to serve, and is waited for before the image is used again.
    * @param rebooted an image counts only if it had reached stable storage
+   * @param found what was at work when orb started: only what is among it is looked for again
    */
   async settle(
     spec: ComputerSpec,
     image: string | null,
     rebooted: boolean,
+    found: CriuProcess[] = this.running(),
   ): Promise<{ imageComplete: boolean; restored: boolean }> {
     if (image === null) return { imageComplete: false, restored: false }
     const dir = this.imageDir(spec, image)
+    if (found.some((criu) => criu.dir === dir)) await this.outwait(spec, dir)
+    const [complete, restored, synced] = await Promise.all([isComplete(dir), isRestored(dir), isSynced(dir)])
+    if (complete && !restored && !hasManifest(dir)) await this.seal(spec, image)
+    return { imageComplete: complete && (synced || !rebooted), restored }
+  }
+
+  /** Ports that a sleeping agent of the computer needs back. */
+  portsAsleep(spec: ComputerSpec): number[] {
+    return namesIn(this.host.paths(spec).checkpoints).flatMap((name) => portsOf(this.imageDir(spec, name)))
+  }
+
+  /** criu processes of any orb that worked on this data directory. */
+  running(): CriuProcess[] {
+    return runningCriu(this.host.dataDir)
+  }
+
+  /** An image, or none, that needs nothing: whole, on stable storage, nobody at work on it, the only one of its computer. */
+  isAtRest(spec: ComputerSpec, image: string | null, found: CriuProcess[]): boolean {
+    const dir = image === null ? null : this.imageDir(spec, image)
+    if (dir !== null && (found.some((criu) => criu.dir === dir) || !isStored(dir))) return false
+    return namesIn(this.host.paths(spec).checkpoints).every((name) => name === image)
+  }
+
+  private async outwait(spec: ComputerSpec, dir: string): Promise<void> {
     const working = (lazy: boolean) =>
-      runningCriu(this.host.dataDir).filter((criu) => criu.dir === dir && (criu.operation === 'lazy-pages') === lazy)
+      this.running().filter((criu) => criu.dir === dir && (criu.operation === 'lazy-pages') === lazy)
     const deadline = performance.now() + CRIU_TIMEOUT_MS
     for (let busy = working(false); busy.length > 0; busy = working(false)) {
       if (performance.now() > deadline) for (const { pid } of busy) killProcess(pid)
@@ -234,18 +261,12 @@ export class Checkpoints {
     }
     if (!this.cgroups.isPopulated(objectName(spec.shortId), 'agent'))
       for (const { pid } of working(true)) killProcess(pid)
-    if (working(true).length > 0) {
-      const drained = (async () => {
-        while (working(true).length > 0) await Bun.sleep(SETTLE_POLL_MS)
-        return isDrained(dir)
-      })()
-      this.trackDraining(spec.id, drained)
-    }
-    const [complete, restored, synced] = await Promise.all([isComplete(dir), isRestored(dir), isSynced(dir)])
-    if (complete && !restored && !hasManifest(dir)) await this.seal(spec, image)
-    // After a reboot its namespace is another one.
-    else if (complete) this.network.reserve(spec.shortId, portsOf(dir))
-    return { imageComplete: complete && (synced || !rebooted), restored }
+    if (working(true).length === 0) return
+    const drained = (async () => {
+      while (working(true).length > 0) await Bun.sleep(SETTLE_POLL_MS)
+      return isDrained(dir)
+    })()
+    this.trackDraining(spec.id, drained)
   }
 
   private trackDraining(id: string, drained: Promise<boolean>): void {
@@ -281,6 +302,15 @@ export class Checkpoints {
       masks: this.host.masks,
       emptyShm,
     }
+  }
+}
+
+function namesIn(dir: string): string[] {
+  try {
+    return readdirSync(dir)
+  } catch (thrown) {
+    if (errnoCode(thrown) === 'ENOENT') return []
+    throw thrown
   }
 }
 

@@ -45,6 +45,9 @@ const LAYERS = ['root', 'root.work', 'usr', 'usr.work']
  */
 const OVERLAY_OPTIONS = 'index=on,nfs_export=on'
 
+/** Without its cache of shared attribute blocks, of which these disks have none, a mounted file system costs 16 KB less. */
+const DISK_OPTIONS = 'loop,nodev,noatime,nombcache'
+
 /** What makes a fresh root this computer's. */
 export interface Identity {
   hostname: string
@@ -60,7 +63,7 @@ export async function mountComputer(paths: ComputerPaths, base: Base, identity: 
   await mkdir(paths.mount, { recursive: true, mode: 0o700 })
   await mkdir(paths.rootfs, { recursive: true, mode: 0o755 })
   if (!mounted.has(paths.mount)) {
-    await run(['mount', '-t', 'ext4', '-o', 'loop,nodev,noatime', paths.disk, paths.mount])
+    await run(['mount', '-t', 'ext4', '-o', DISK_OPTIONS, paths.disk, paths.mount])
   }
   if (!existsSync(join(paths.mount, MADE))) await layOut(paths.mount, identity)
   if (!mounted.has(paths.rootfs)) await mountOverlay(paths, 'root', base.dir, paths.rootfs)

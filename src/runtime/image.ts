@@ -36,6 +36,19 @@ async function resultOf(dir: string, name: string): Promise<number | null> {
 /** The image as a whole has reached stable storage. */
 export const isSynced = async (dir: string): Promise<boolean> => existsSync(join(dir, SYNCED))
 
+/** Whole, and on stable storage: as `isComplete` and `isSynced`, but for many images one after another. */
+export function isStored(dir: string): boolean {
+  return existsSync(join(dir, SYNCED)) && readIfThere(join(dir, DUMP_RESULT)) === '0\n'
+}
+
+function readIfThere(file: string): string {
+  try {
+    return readFileSync(file, 'utf8')
+  } catch {
+    return ''
+  }
+}
+
 /** Waits until all of a whole image is on stable storage, and marks it. One that is removed meanwhile is no error. */
 export async function syncImage(dir: string): Promise<void> {
   if (!(await isComplete(dir)) || (await isSynced(dir))) return

@@ -33,6 +33,9 @@ const NETNS_DIR = '/run/netns'
 /** Network, gateway and broadcast address are no computer's. */
 const RESERVED_ADDRESSES = 3
 
+/** The kernel's default is one for each core at both ends, each of which costs some KB. */
+const ONE_QUEUE = 'numtxqueues 1 numrxqueues 1'
+
 export const dotted = (address: number): string => [24, 16, 8, 0].map((shift) => (address >>> shift) & 0xff).join('.')
 
 const addressBytes = (address: number): Uint8Array =>
@@ -111,7 +114,7 @@ export class Network {
     await run(
       ['ip', '-batch', '-'],
       [
-        `link add ${name} address ${outside} type veth peer name eth0 address ${inside} netns ${name}`,
+        `link add ${name} address ${outside} ${ONE_QUEUE} type veth peer name eth0 address ${inside} ${ONE_QUEUE} netns ${name}`,
         `link set ${name} addrgenmode none`,
         `link set ${name} up`,
         `route replace ${address}/32 dev ${name} src ${this.gateway}`,

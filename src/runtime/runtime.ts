@@ -9,6 +9,7 @@ import { type CheckpointHost, Checkpoints } from './checkpoints.ts'
 import { Commands, type ExecRequest, type ExecResult } from './commands.ts'
 import { type ComputerSpec, killLeaf, limitsOf, shmBytes, until } from './computer.ts'
 import { Criu } from './criu.ts'
+import type { CriuProcess } from './criu-processes.ts'
 import * as disk from './disk.ts'
 import { isInTimedSleep, type Traffic, trafficOf } from './idle-signs.ts'
 import { readNotes } from './image.ts'
@@ -123,6 +124,7 @@ export class Runtime {
     const identity = { hostname: name, nameserver: this.network.gateway }
     await disk.mountComputer(paths, baseNamed(spec.base, this.options.data.images), identity)
     await this.network.create(spec.shortId, spec.slot)
+    this.network.reserve(spec.shortId, this.checkpoints.portsAsleep(spec))
     this.cgroups.create(name, limitsOf(spec, this.options.memoryMultiplier, availableParallelism()))
     const pid = await launcher.boot(this.launch, {
       cgroups: this.cgroups.joinFiles(name, 'init'),
@@ -171,6 +173,16 @@ export class Runtime {
   /** Whether nothing of what a computer is in the kernel is missing; one that has never been up is not. */
   isUp(spec: ComputerSpec): boolean {
     return this.findInit(spec) !== null && this.network.isUp(spec.shortId)
+  }
+
+  /**
+   * Nothing of the agent's tree or of a build is in the kernel, and its image (null: it should have none) needs nothing
+   * done. @param found of `checkpoints.running()`, which looks at all processes of the server once for all computers
+   */
+  isAtRest(spec: ComputerSpec, image: string | null, found: CriuProcess[]): boolean {
+    const name = objectName(spec.shortId)
+    if (this.cgroups.isPopulated(name, 'agent') || this.cgroups.commands(name, ['build']).length > 0) return false
+    return this.checkpoints.isAtRest(spec, image, found)
   }
 
   /* ---- the agent's tree ---- */

@@ -11,10 +11,14 @@ const MAX_FILE_BYTES = 209_715_200
 export function createFiles(runtime: Runtime, findComputer: FindComputer): Services['files'] {
   return {
     async read(who, id, path) {
-      return readPath(runtime.paths(findComputer(who, id)).rootfs, path)
+      const computer = findComputer(who, id)
+      await runtime.up(computer)
+      return readPath(runtime.paths(computer).rootfs, path)
     },
     async write(who, id, path, body, contentLength) {
-      const { rootfs } = runtime.paths(findComputer(who, id))
+      const computer = findComputer(who, id)
+      await runtime.up(computer)
+      const { rootfs } = runtime.paths(computer)
       return writePath(rootfs, path, body, { contentLength, maxBytes: MAX_FILE_BYTES })
     },
   }

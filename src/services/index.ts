@@ -19,6 +19,7 @@ import { ConfigCache, createDirectory } from './agents/directory.ts'
 import { startIdleSleep } from './agents/idle.ts'
 import { AGENT_PORT } from './agents/machine.ts'
 import { createPublicDirectory } from './agents/public-directory.ts'
+import { recoverAgents } from './agents/recover-all.ts'
 import { asleep, Registry } from './agents/registry.ts'
 import { createAgents } from './agents/service.ts'
 import { Slots } from './agents/slots.ts'
@@ -44,9 +45,6 @@ import { openVault } from './vault.ts'
 
 /** How often orb looks whether its firewall rules are still there. */
 const RULES_CHECK_MS = 60_000
-
-/** How many agents are looked after at once when orb starts. */
-const RECOVERIES_AT_ONCE = 8
 
 export interface RunningServices {
   services: Services
@@ -205,7 +203,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       environmentFacts: factsOf,
       lease: (computer) => registry.of(computer).activity.lease(),
     }),
-    logs: createLogs(registry, findComputer),
+    logs: createLogs(runtime, registry, findComputer),
     files: createFiles(runtime, findComputer),
     system: createSystem({
       store,
@@ -218,8 +216,8 @@ export async function startServices(settings: Settings): Promise<RunningServices
 
   gauges(metrics, registry)
   builds.recover()
-  await recoverAgents(registry, boot)
-  journal.recovered()
+  const recovery = await recoverAgents(registry, runtime, boot)
+  void recovery.over.then(() => journal.recovered())
   const stopIdleSleep = startIdleSleep({
     runtime,
     lives: () => registry.all(),
@@ -264,22 +262,6 @@ const codeVersion = (store: Store, computerId: string): string | null =>
     .find((version) => version !== null) ?? null
 
 const portOf = (url: URL): number => Number(url.port) || (url.protocol === 'https:' ? 443 : 80)
-
-/** Requests that come meanwhile wait for the agent that they are about. */
-async function recoverAgents(registry: Registry, boot: BootNotes): Promise<void> {
-  const rebooted = await boot.processesLost()
-  const lives = registry.all()
-  const workers = Array.from({ length: RECOVERIES_AT_ONCE }, async () => {
-    for (let life = lives.pop(); life; life = lives.pop()) {
-      const { shortId } = life.computer
-      await life
-        .recover(rebooted)
-        .catch((error) => log('error', 'computer could not be recovered', { computer: shortId, error }))
-    }
-  })
-  await Promise.all(workers)
-  await boot.recovered()
-}
 
 function gauges(metrics: Metrics, registry: Registry): void {
   const count = (values: string[], label: string) =>

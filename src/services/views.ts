@@ -1,6 +1,5 @@
 import type { Settings } from '../config.ts'
-import type { Store } from '../store/store.ts'
-import type { AgentRow, ComputerRow } from '../store/types.ts'
+import type { AgentRow, ComputerRow, PortRow } from '../store/types.ts'
 import { isoTime, isoTimeOrNull } from '../time.ts'
 import { AGENT_PORT, isLive, shownState } from './agents/machine.ts'
 import type { AgentView, ComputerStatus, ComputerView } from './types.ts'
@@ -17,7 +16,8 @@ export function computerView(
   computer: ComputerRow,
   row: AgentRow | null,
   building: boolean,
-  deps: { store: Store; settings: Settings },
+  ports: PortRow[],
+  settings: Settings,
 ): ComputerView {
   return {
     id: computer.id,
@@ -30,10 +30,8 @@ export function computerView(
     status: statusOf(row, building),
     agent_count: isLive(row) ? 1 : 0,
     agent_state: row && row.phase !== 'stopping' ? shownState(row.phase) : null,
-    port_mappings: deps.store.ports
-      .list(computer.id)
-      .map(({ hostPort, containerPort }) => ({ host_port: hostPort, container_port: containerPort })),
-    ...addressOf(computer, deps.settings),
+    port_mappings: ports.map(({ hostPort, containerPort }) => ({ host_port: hostPort, container_port: containerPort })),
+    ...addressOf(computer, settings),
     user_id: computer.userId,
     swarm_id: computer.swarmId,
     replica_index: computer.replicaIndex,

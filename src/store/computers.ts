@@ -34,6 +34,7 @@ export function computerRepository(db: Database) {
   )
   const all = db.query<ComputerRow, []>(`SELECT ${COMPUTER} FROM computers ORDER BY created_at, rowid`)
   const count = db.query<{ n: number }, { orgId: string }>('SELECT COUNT(*) AS n FROM computers WHERE org_id = $orgId')
+  const total = db.query<{ n: number }, []>('SELECT COUNT(*) AS n FROM computers')
   const touch = db.query<void, { id: string; at: number }>('UPDATE computers SET updated_at = $at WHERE id = $id')
   const remove = db.query<void, { id: string }>('DELETE FROM computers WHERE id = $id')
   const insertInFreeSlot = db.transaction((row: Omit<ComputerRow, 'slot'>): ComputerRow => {
@@ -50,6 +51,8 @@ export function computerRepository(db: Database) {
     list: (orgId: string): ComputerRow[] => list.all({ orgId }),
     all: (): ComputerRow[] => all.all(),
     count: (orgId: string): number => count.get({ orgId })?.n ?? 0,
+    /** Of all organisations. */
+    total: (): number => total.get()?.n ?? 0,
     /** Sets `updatedAt`. */
     touch: (id: string, at: number): void => void touch.run({ id, at }),
     /** Removes it with its ports, configs, secrets, builds and agent. False when there is none. `id` is the full id. */
@@ -60,6 +63,10 @@ export function computerRepository(db: Database) {
 export function portRepository(db: Database) {
   const list = db.query<PortRow, { computerId: string }>(
     `SELECT ${PORT} FROM ports WHERE computer_id = $computerId ORDER BY host_port`,
+  )
+  const ofOrg = db.query<PortRow, { orgId: string }>(
+    `SELECT ${PORT} FROM ports WHERE computer_id IN (SELECT id FROM computers WHERE org_id = $orgId)
+     ORDER BY computer_id, host_port`,
   )
   const freePort = db.query<{ port: number }, []>(
     `SELECT 1 + MIN(below) AS port FROM (SELECT ${FIRST_HOST_PORT - 1} AS below UNION ALL SELECT host_port FROM ports)
@@ -87,6 +94,8 @@ export function portRepository(db: Database) {
   })
   return {
     list: (computerId: string): PortRow[] => list.all({ computerId }),
+    /** Of all computers of an organisation; those of one computer in the order of `list`. */
+    ofOrg: (orgId: string): PortRow[] => ofOrg.all({ orgId }),
     /**
      * Makes these the computer's container ports: those that it has keep their host port, new ones get the lowest free,
      * others are given back. Answers in the order asked for.

@@ -1,5 +1,6 @@
 import { messageOf, OrbError } from '../../errors.ts'
 import { log } from '../../log.ts'
+import type { CriuProcess } from '../../runtime/criu-processes.ts'
 import type { LogSource } from '../../runtime/logs.ts'
 import type { Store } from '../../store/store.ts'
 import type { AgentRow, ComputerRow, SleepReason } from '../../store/types.ts'
@@ -7,7 +8,7 @@ import { Activity } from './activity.ts'
 import { Ladder, type LadderOptions } from './ladder.ts'
 import { agentFailed, decide, isSettled, type Step, type Wish } from './machine.ts'
 import { AgentRecord } from './record.ts'
-import { recoverAgent } from './recovery.ts'
+import { isAtRest, recoverAgent } from './recovery.ts'
 import type { Slots } from './slots.ts'
 import { AgentTree, type Slept, type TreeDeps } from './tree.ts'
 
@@ -21,6 +22,17 @@ export interface LifeDeps extends TreeDeps {
   maySleep(computer: ComputerRow): boolean
   /** Fetches what an agent waits for whose orb was lost; `wake` is called when that is there. False: it cannot be had. */
   resumeCalls(computerId: string, wake: () => void): boolean
+}
+
+/** How many agents are looked after at once. */
+export interface RecoveryGates {
+  look: Slots
+  rest: Slots
+}
+
+export interface Recovering {
+  known: Promise<void>
+  over: Promise<void>
 }
 
 /**
@@ -215,13 +227,25 @@ export class Life {
     })
   }
 
-  /** After a start of orb: makes the kernel and the database agree. */
-  recover(rebooted: boolean): Promise<void> {
+  /**
+   * After a start of orb: makes the kernel and the database agree. `known` resolves when the row says what the agent is,
+   * `over` when all is done about it. Null: there is nothing to do. @param criu what works on images now
+   */
+  recover(rebooted: boolean, criu: CriuProcess[], gates: RecoveryGates): Recovering | null {
     const { computer, record, tree } = this
     const { runtime, slots } = this.deps
     const answered = () => this.later(async () => void (await this.wakeNow('llm')))
     const resumeCalls = () => this.deps.resumeCalls(computer.id, answered)
-    return this.serial(() => recoverAgent({ runtime, slots, computer, record, tree, resumeCalls }, rebooted))
+    const context = { runtime, slots, computer, record, tree, criu, resumeCalls }
+    if (isAtRest(context)) return null
+    const { promise: known, resolve } = Promise.withResolvers<void>()
+    const over = this.serial(async () => {
+      const rest = await gates.look.run('restore', () => recoverAgent(context, rebooted))
+      resolve()
+      if (rest) await gates.rest.run('restore', rest)
+    })
+    over.catch(() => resolve())
+    return { known, over }
   }
 
   /** Removes images that are not the agent's. Returns how many things there were. */

@@ -1,4 +1,5 @@
 import { log } from '../../log.ts'
+import type { CriuProcess } from '../../runtime/criu-processes.ts'
 import type { Runtime } from '../../runtime/runtime.ts'
 import type { AgentRow, ComputerRow } from '../../store/types.ts'
 import { type Facts, recover } from './machine.ts'
@@ -14,25 +15,41 @@ export interface RecoveryContext {
   tree: AgentTree
   /** Fetches the answers that the agent waits for, and wakes it when the first is there. False: they cannot be had. */
   resumeCalls(): boolean
+  /** What worked on images when orb started. */
+  criu: CriuProcess[]
+}
+
+/** What is left to do, once it is known what the agent is: it may take long, and only who wants the agent has to wait. */
+export type Rest = () => Promise<unknown>
+
+/**
+ * Whether the agent and the database agree without anything done: it is on disk, or ended, or there is none. Its computer
+ * need not be there for that: it is brought up for whoever wants something in it.
+ */
+export function isAtRest({ runtime, computer, record, criu }: Omit<RecoveryContext, 'resumeCalls'>): boolean {
+  const row = record.row()
+  const quiet = row === null || row.phase === 'failed' || (row.phase === 'checkpointed' && row.image !== null)
+  return quiet && !row?.llmOutstanding && runtime.isAtRest(computer, row?.image ?? null, criu)
 }
 
 /** After a start of orb: makes a computer be there, and its agent and the database agree. */
-export async function recoverAgent(context: RecoveryContext, rebooted: boolean): Promise<void> {
+export async function recoverAgent(context: RecoveryContext, rebooted: boolean): Promise<Rest | undefined> {
   const { runtime, computer, record, tree } = context
   await runtime.up(computer)
   // Steps of a build whose orb is gone: nobody reads them any more.
   await runtime.killCommands(computer, ['build'])
   const row = record.row()
-  if (!row) return
+  if (!row) return undefined
   const facts = await factsOf(context, row, rebooted)
   await runtime.checkpoints.removeOtherImages(computer, row.image)
   const recovery = recover(row.phase, facts)
   if (recovery !== 'keep') log('info', 'agent found', { computer: computer.shortId, phase: row.phase, recovery })
   switch (recovery) {
     case 'keep':
-      return
+      return undefined
     case 'adopt':
-      return tree.adopt(row)
+      tree.adopt(row)
+      return undefined
     case 'kill_and_sleep':
       await runtime.killAgent(computer)
       return sleepOn(context, row)
@@ -40,41 +57,45 @@ export async function recoverAgent(context: RecoveryContext, rebooted: boolean):
       return sleepOn(context, row)
     case 'ended':
       await tree.clear(row)
-      return tree.end(row)
+      await tree.end(row)
+      return undefined
     case 'lost': {
       // Whatever there is of the image stays: it may be mended, and promote tries it again.
       await tree.clear({ ...row, image: null })
       const failureMessage = 'the checkpoint is not whole'
       record.step(row, { phase: 'failed', pid: null, failureReason: 'restore_failed', failureMessage })
-      return record.say('its checkpoint is not whole: it cannot be restored')
+      record.say('its checkpoint is not whole: it cannot be restored')
+      return undefined
     }
     case 'remove':
       await runtime.killAll(computer)
       await tree.clear(row)
-      return record.forget()
+      record.forget()
+      return undefined
     case 'respawn': {
       await tree.clear(row)
       record.say('lost its processes, started afresh (recovery)')
       const fresh = record.fresh(row.codeVersion)
       record.put(fresh)
-      return tree.spawn(fresh, ' (recovery)')
+      return () => tree.spawn(fresh, ' (recovery)')
     }
   }
 }
 
 async function factsOf(context: RecoveryContext, row: AgentRow, rebooted: boolean): Promise<Facts> {
   const { runtime, computer } = context
-  const image = await runtime.checkpoints.settle(computer, row.image, rebooted)
+  const image = await runtime.checkpoints.settle(computer, row.image, rebooted, context.criu)
   const exited = isExitOf(row, runtime.readExit(computer))
   return { ...image, alive: runtime.agentAlive(computer), exited, rebooted }
 }
 
-async function sleepOn(context: RecoveryContext, row: AgentRow): Promise<void> {
+function sleepOn(context: RecoveryContext, row: AgentRow): Rest | undefined {
   const { slots, record, tree } = context
   const asleep = record.step(row, { phase: 'checkpointed', pid: null })
   if (row.image) tree.images.syncLater(row.image)
-  if (!row.llmOutstanding) return
+  if (!row.llmOutstanding) return undefined
   // Its connections died with the orb that held them. Once it wakes it sees a reset, and its client library asks again.
-  if (context.resumeCalls()) return record.say('orb was restarted and fetches the answer that it waits for')
-  await slots.run('restore', () => tree.restore(asleep, 'recovery'))
+  if (!context.resumeCalls()) return () => slots.run('restore', () => tree.restore(asleep, 'recovery'))
+  record.say('orb was restarted and fetches the answer that it waits for')
+  return undefined
 }

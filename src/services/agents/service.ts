@@ -56,6 +56,7 @@ export function createAgents(deps: AgentsDeps): Services['agents'] & { redeploy(
   ) {
     const life = registry.of(computer)
     const { env, warnings } = resolveSecrets(config, secrets.all(computer.id), sent)
+    await deps.runtime.up(computer)
     const { rootfs } = deps.runtime.paths(computer)
     await checkExecutable(rootfs, config, await agentStart(rootfs, config, env))
     const now = Date.now()

@@ -67,6 +67,7 @@ export class AgentTree {
   async spawn(row: AgentRow, note = ''): Promise<void> {
     const { runtime } = this.deps
     try {
+      await runtime.up(this.computer)
       this.oomKillsBefore = runtime.oomKills(this.computer)
       await runtime.spawnAgent(this.computer, await this.deps.startOf(this.computer), row.startedAt ?? 0)
     } catch (thrown) {
