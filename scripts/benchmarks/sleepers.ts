@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { z } from 'zod'
-import { demoted } from '../../src/api/cloud/schemas.ts'
+import { demoted, logs } from '../../src/api/cloud/schemas.ts'
 import type { Computer, PrivateOrb } from '../support/orb.ts'
 
 export const DOMAIN = 'orb.test'
@@ -67,7 +67,7 @@ export class Sleeper {
     const text = await response.text()
     const took = performance.now() - began
     const name = `orb-${this.computer.shortId}`
-    if (response.status !== 200) throw new Error(`${name}: ${response.status} ${text}`)
+    if (response.status !== 200) throw new Error(`${name}: ${response.status} ${text} ${await this.lastWords()}`)
     const visit = Visit.parse(JSON.parse(text))
     this.visits++
     this.rssBytes ||= visit.rssBytes
@@ -77,6 +77,12 @@ export class Sleeper {
       )
     }
     return took
+  }
+
+  /** What orb last said of the agent. */
+  private async lastWords(): Promise<string> {
+    const { lines } = await this.computer.ask(logs, 'GET', '/logs?stream=orb&tail=3')
+    return lines.map(({ line }) => line).join('; ')
   }
 
   private async untilListening(): Promise<void> {

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import type { RuntimeFiles } from './bundle.ts'
 import { HOST_ENVIRONMENT } from './command.ts'
 import { explain } from './criu-reasons.ts'
+import type { HostView } from './host-view.ts'
 import { DUMP_RESULT, PAGES_DRAINED, RESTORE_RESULT } from './image.ts'
 import { errnoCode } from './libc.ts'
 
@@ -68,6 +69,7 @@ export class Criu {
     private readonly files: RuntimeFiles,
     /** Where criu's probe of this kernel is kept: valid until the next boot, and for this version. */
     private readonly kdat: string,
+    private readonly view: Promise<HostView>,
   ) {}
 
   /**
@@ -77,20 +79,14 @@ export class Criu {
    */
   async dump(options: DumpOptions): Promise<void> {
     const { dir } = options
-    const criu = this.spawn(
-      options,
-      dir,
-      DUMP_RESULT,
-      [],
-      [
-        'dump',
-        ...['-t', String(options.pid), '-D', dir, '-o', join(dir, 'dump.log'), '-v1', '--root', options.rootfs],
-        ...mounts(options).flatMap(({ path, key }) => ['--external', `mnt[${path}]:${key}`]),
-        ...COMMON_FLAGS,
-        ...['--freeze-cgroup', options.freezerDir, '--timeout', String(SEIZE_TIMEOUT_S)],
-        ...['--link-remap', '--ghost-limit', String(GHOST_LIMIT_BYTES)],
-      ],
-    )
+    const criu = this.spawn(options, dir, DUMP_RESULT, await this.mounts(options), [
+      'dump',
+      ...['-t', String(options.pid), '-D', dir, '-o', join(dir, 'dump.log'), '-v1', '--root', options.rootfs],
+      ...mounts(options).flatMap(({ path, key }) => ['--external', `mnt[${path}]:${key}`]),
+      ...COMMON_FLAGS,
+      ...['--freeze-cgroup', options.freezerDir, '--timeout', String(SEIZE_TIMEOUT_S)],
+      ...['--link-remap', '--ghost-limit', String(GHOST_LIMIT_BYTES)],
+    ])
     if ((await bounded(criu, options.timeoutMs)) !== 0) throw await failure('dump', dir)
   }
 
@@ -102,11 +98,13 @@ export class Criu {
   async restore(options: RestoreOptions): Promise<{ drained: Promise<boolean> }> {
     const { dir } = options
     for (const name of [RESTORE_RESULT, PAGES_DRAINED, PAGES_SOCKET]) rmSync(join(dir, name), { force: true })
+    const mountOptions = await this.mounts(options)
     const restore = this.spawn(
       options,
       dir,
       RESTORE_RESULT,
       [
+        ...mountOptions,
         ...options.cgroups.flatMap((file) => ['--cgroup', file]),
         ...['--shm', String(options.shmBytes), '--drained', join(dir, PAGES_DRAINED)],
       ],
@@ -127,6 +125,10 @@ export class Criu {
   /** Returns at once; a directory that is not there is no error. */
   readAhead(dir: string): void {
     Bun.spawn([this.files.init, 'warm', dir], { stdio: ['ignore', 'ignore', 'ignore'], env: HOST_ENVIRONMENT })
+  }
+
+  private async mounts({ rootfs }: CriuTarget): Promise<string[]> {
+    return ['--view', (await this.view).path, '--root', rootfs]
   }
 
   /** Runs criu through orb-init, in a process group of its own. */

@@ -11,7 +11,11 @@ import { type ComputerSpec, killLeaf, limitsOf, shmBytes, until } from './comput
 import { Criu } from './criu.ts'
 import type { CriuProcess } from './criu-processes.ts'
 import * as disk from './disk.ts'
+
+import { HostView } from './host-view.ts'
+
 import { isInTimedSleep, type Traffic, trafficOf } from './idle-signs.ts'
+
 import { readNotes } from './image.ts'
 import { type Exit, installPid1, readExit } from './inside.ts'
 import * as launcher from './launcher.ts'
@@ -53,6 +57,7 @@ export class Runtime {
   readonly checkpoints: Checkpoints
   private readonly launch: launcher.LauncherFiles
   private readonly beside: Commands
+  private readonly view: Promise<HostView>
 
   private constructor(
     private readonly options: RuntimeOptions,
@@ -63,11 +68,23 @@ export class Runtime {
   ) {
     const { run } = options.data
     const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
-    const criu = new Criu(options.files, join(run, `criu.kdat.${boot}.${options.files.criuVersion}`))
+    const { checkpoints, images, root } = options.data
+    // All that criu reads of the host, and /sys for the freezer.
+    this.view = HostView.make(options.files.init, [
+      options.files.dir,
+      checkpoints,
+      images,
+      run,
+      '/dev',
+      '/sys',
+      '/proc',
+    ])
+    this.view.catch((error) => log('error', 'agents cannot be checkpointed', { error }))
+    const criu = new Criu(options.files, join(run, `criu.kdat.${boot}.${options.files.criuVersion}`), this.view)
     this.launch = { init: options.files.init, seccomp: join(run, 'seccomp') }
     this.beside = new Commands(cgroups, this.launch)
     const host: CheckpointHost = {
-      dataDir: options.data.root,
+      dataDir: root,
       devices,
       masks: this.masks,
       paths: (spec) => this.paths(spec),
@@ -301,11 +318,20 @@ export class Runtime {
   /** For tests and benchmarks' tear-down: rules and gateway address go; computers must be down. */
   async stop(): Promise<void> {
     await this.network.stop()
+    this.closeView()
   }
 
   /** Leaves all as it is and lets go of orb's own handles. */
   close(): void {
     this.network.close()
+    this.closeView()
+  }
+
+  private closeView(): void {
+    this.view.then(
+      (view) => view.close(),
+      () => undefined,
+    )
   }
 
   private initPid(spec: ComputerSpec): number {

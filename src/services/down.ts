@@ -11,6 +11,8 @@ import { AGENT_PORT } from './agents/machine.ts'
 import { BootNotes } from './boot.ts'
 import { networkOf } from './computers.ts'
 
+const DOWN_AT_ONCE = 8
+
 /**
  * Takes everything that computers of a data directory have in the kernel away: processes, mounts, cgroups, network and
  * rules. Disks, checkpoints and database stay; the next serve finds the machine as after a reboot. Returns how many
@@ -38,11 +40,15 @@ export async function takeDown(settings: Settings): Promise<number | null> {
       [],
     )
     const computers = store.computers.all()
-    for (const computer of computers) {
-      await runtime.down(computer)
-      const image = store.agents.get(computer.id)?.image
-      if (image) await runtime.checkpoints.syncImage(computer, image)
+    const left = [...computers]
+    const worker = async () => {
+      for (let computer = left.pop(); computer; computer = left.pop()) {
+        await runtime.down(computer)
+        const image = store.agents.get(computer.id)?.image
+        if (image) await runtime.checkpoints.syncImage(computer, image)
+      }
     }
+    await Promise.all(Array.from({ length: DOWN_AT_ONCE }, worker))
     await runtime.stop()
     await notes.allDown()
     return computers.length

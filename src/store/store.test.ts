@@ -158,6 +158,7 @@ describe('computers', () => {
     expect(store.computers.get('aaaa')).toBeNull()
     expect(store.computers.list('org-a').map((row) => row.id)).toEqual(['bbbbbbbb-1', 'aaaaaaaa-1'])
     expect(store.computers.count('org-b')).toBe(1)
+    expect(store.computers.total()).toBe(3)
   })
 
   test('a short id that is taken is refused', () => {
@@ -202,6 +203,14 @@ describe('computers', () => {
       [7000, 40000],
       [9000, 40001],
     ])
+    store.computers.insert(computer('cccccccc-1', { orgId: 'org-b' }))
+    reserve('cccccccc-1', [8000])
+    expect(store.ports.ofOrg('org-a').map((row) => [row.computerId, row.containerPort])).toEqual([
+      ['aaaaaaaa-1', 7000],
+      ['aaaaaaaa-1', 9000],
+      ['bbbbbbbb-1', 8000],
+    ])
+    store.computers.remove('cccccccc-1')
     expect(reserve('aaaaaaaa-1', [9000])).toEqual([[9000, 40001]])
     expect(reserve('bbbbbbbb-1', [8000, 8001])).toEqual([
       [8000, 40002],

@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Computer } from '../support/computer.ts'
 import { type Orb, startOrb } from '../support/orb.ts'
-import { remains } from '../support/sweep.ts'
+import { remains, until } from '../support/sweep.ts'
 
 /** Counts its starts on disk and, in memory, how often it was asked. */
 const AGENT = `
@@ -66,7 +66,7 @@ describe('orb down', () => {
   test('is to agents as a reboot: who ran is started afresh, who slept sleeps on', async () => {
     await orb.restart()
     expect((await awake.waitForState('running')).failure_reason).toBeNull()
-    expect(await awake.get('agent/data/starts')).toBe('xx')
+    expect(await until(async () => (await awake.get('agent/data/starts')) === 'xx')).toBe(true)
     expect((await asleep.agent())?.state).toBe('checkpointed')
     expect((await asleep.call('POST', '/agents/promote')).status).toBe(200)
     expect(await asleep.get('agent/data/starts')).toBe('x')

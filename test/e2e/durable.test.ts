@@ -146,6 +146,25 @@ test('orb down leaves the data alone, from which agents come back', async () => 
   expect((await awake.state()).life).not.toBe(before[1]?.life ?? '')
 })
 
+test.each([
+  ['a file is read', async (on: Computer) => expect(await on.get('agent/code/package.json')).toContain('module')],
+  ['a file is written', (on: Computer) => on.put('agent/data/note', 'x')],
+  ['its log is read', async (on: Computer) => expect((await on.lines('stdout')).length).toBeGreaterThan(0)],
+  ['a command runs in it', async (on: Computer) => expect(await on.sh('echo here')).toContain('here')],
+  ['its agent is deployed anew', (on: Computer) => on.deployAgent()],
+])('after a reboot a sleeping agent’s computer comes up once %s', async (_, want) => {
+  const computer = await orb.computer()
+  await computer.deployAgent()
+  await computer.call('POST', '/agents/demote')
+  await orb.terminate()
+  await orb.down()
+  await orb.restart()
+  expect((await computer.agent())?.state).toBe('checkpointed')
+  expect(computer.processes()).toEqual([])
+  await want(computer)
+  expect(computer.processes().length).toBeGreaterThan(0)
+})
+
 test('no kill at any moment of a demote or promote loses or doubles an agent', async () => {
   const computer = await orb.computer()
   await computer.deployAgent({ env: { DATA_MB: '20' } })

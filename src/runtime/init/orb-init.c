@@ -9,6 +9,7 @@
  *                                       criu, seen from a computer's pid namespace; PAGES is the page daemon that a lazy
  *                                       restore needs: once it listens, ARGV goes on beyond reading its GATE; when ARGV
  *                                       has succeeded, `done` is printed, and the end is the daemon's
+ *   orb-init view  --keep PATH ...      the host's mounts without those of computers: prints `ready`, stays until its input ends
  *   orb-init warm DIR                   has the kernel read the files in DIR
  *   orb-init pid1[=LIFE] ARGV           pid 1 of an agent; run from within the computer
  *
@@ -27,6 +28,8 @@
  *   --kdat FILE      where criu's probe of the kernel is kept between runs (criu)
  *   --result FILE    gets criu's exit code, also when orb has died meanwhile (criu)
  *   --drained FILE   gets the page daemon's (criu)
+ *   --view FILE      mount namespace of `orb-init view`; --root DIR: the computer's root, the one that criu sees (criu)
+ *   --keep PATH      what is mounted on the way there, and below it, stays, repeatable (view)
  *   --tty            standard input is a terminal: make it the controlling one (exec)
  *
  * Failures are one line on standard error and exit code 125.
@@ -71,12 +74,17 @@
 #define EXIT_FILE "/.orb/exit"
 
 struct options {
-	const char *cgroup[MAX_LIST], *mask[MAX_LIST];
-	int cgroups, masks;
-	const char *net, *root, *dev, *host, *shm, *seccomp, *pid1, *life, *cwd, *kdat, *result, *drained;
+	const char *cgroup[MAX_LIST], *mask[MAX_LIST], *keep[MAX_LIST];
+	int cgroups, masks, keeps;
+	const char *net, *root, *dev, *host, *shm, *seccomp, *pid1, *life, *cwd, *kdat, *result, *drained, *view;
 	int init, env, tty;
 	char **argv, **pages;
 };
+
+/* linux/mount.h and linux/fcntl.h, which musl's own headers do not go with. */
+#define TREE_CLONE 1          /* OPEN_TREE_CLONE */
+#define TREE_RECURSIVE 0x8000 /* AT_RECURSIVE */
+#define TREE_ITSELF 4         /* MOVE_MOUNT_F_EMPTY_PATH */
 
 static void die(const char *format, ...)
 {
@@ -120,6 +128,8 @@ static void parse(struct options *o, char **argv)
 		}
 		if (!strcmp(name, "--cgroup")) push(o->cgroup, &o->cgroups, value);
 		else if (!strcmp(name, "--mask")) push(o->mask, &o->masks, value);
+		else if (!strcmp(name, "--keep")) push(o->keep, &o->keeps, value);
+		else if (!strcmp(name, "--view")) o->view = value;
 		else if (!strcmp(name, "--net")) o->net = value;
 		else if (!strcmp(name, "--root")) o->root = value;
 		else if (!strcmp(name, "--dev")) o->dev = value;
@@ -529,6 +539,69 @@ static int exec_command(struct options *o)
 	return 0;
 }
 
+/* ---- the host without its computers ------------------------------------------------------------------------------- */
+
+/* Whether the paths are the same, or one lies below the other. */
+static int on_one_way(const char *a, const char *b)
+{
+	size_t shorter = strlen(a) < strlen(b) ? strlen(a) : strlen(b);
+	const char *longer = strlen(a) < strlen(b) ? b : a;
+	return !strncmp(a, b, shorter) && (shorter == 1 || !longer[shorter] || longer[shorter] == '/');
+}
+
+/* Spaces and the like are octal in the table, proc_pid_mountinfo(5). */
+static void unescape(char *text)
+{
+	char *to = text;
+	for (; *text; text++) {
+		unsigned int code;
+		if (*text == '\\' && sscanf(text + 1, "%3o", &code) == 1) {
+			*to++ = code;
+			text += 3;
+		} else {
+			*to++ = *text;
+		}
+	}
+	*to = 0;
+}
+
+/* Nothing that is mounted later gets in here, and nothing stays that only others need: they could not unmount it for good. */
+static int view(struct options *o)
+{
+	if (unshare(CLONE_NEWNS)) die("unshare");
+	mount_or_die(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
+	size_t size;
+	char *line, *rest = slurp(open_or_die("/proc/self/mountinfo"), &size);
+	while ((line = strsep(&rest, "\n"))) {
+		char path[4096];
+		if (sscanf(line, "%*s %*s %*s %*s %4095s", path) != 1) continue;
+		unescape(path);
+		int kept = 0;
+		for (int i = 0; i < o->keeps; i++) kept |= on_one_way(path, o->keep[i]);
+		/* What lay below one that is gone is gone as well. */
+		if (!kept) umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW);
+	}
+	write_all(1, "ready\n", 6);
+	char byte;
+	while (read(0, &byte, 1) > 0) continue;
+	return 0;
+}
+
+/*
+ * Into a copy of the host's mounts that has of all computers only this one's: a copy of those of a thousand computers
+ * takes longer than all else that criu does.
+ */
+static void enter_view(const struct options *o)
+{
+	int root = syscall(SYS_open_tree, AT_FDCWD, o->root, TREE_CLONE | TREE_RECURSIVE | O_CLOEXEC);
+	if (root < 0) die("open %s", o->root);
+	enter(open_or_die(o->view), CLONE_NEWNS, "mount");
+	if (unshare(CLONE_NEWNS)) die("unshare");
+	mount_or_die(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
+	if (syscall(SYS_move_mount, root, "", AT_FDCWD, o->root, TREE_ITSELF)) die("mount %s", o->root);
+	close(root);
+}
+
 /* ---- criu --------------------------------------------------------------------------------------------------------- */
 
 static void record_result(const char *file, int code)
@@ -670,8 +743,7 @@ static int criu(struct options *o)
 	int null = open_or_die("/dev/null");
 	dup2(null, 1);
 	close(null);
-	if (unshare(CLONE_NEWNS)) die("unshare");
-	mount_or_die(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
+	enter_view(o);
 	mount_or_die("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
 	mount_or_die("run", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700");
 	if (o->kdat) copy_file(o->kdat, "/run/criu.kdat");
@@ -895,6 +967,7 @@ int main(int argc, char **argv)
 	}
 	parse(&o, argv + 2);
 	if (!strcmp(argv[1], "boot")) return boot(&o, argv);
+	if (!strcmp(argv[1], "view")) return view(&o);
 	if (!o.argv || !*o.argv) {
 		errno = EINVAL;
 		die("no command");

@@ -1,0 +1,50 @@
+import { afterEach, expect, test } from 'bun:test'
+import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { unpackBundle } from './bundle.ts'
+import { run } from './command.ts'
+import { HostView } from './host-view.ts'
+
+const dir = mkdtempSync(join(tmpdir(), 'orb-view-'))
+const mounts: string[] = []
+
+async function mounted(name: string): Promise<string> {
+  const path = join(dir, name)
+  mkdirSync(path, { recursive: true })
+  await run(['mount', '-t', 'tmpfs', 'orb-view', path])
+  mounts.unshift(path)
+  return path
+}
+
+afterEach(async () => {
+  for (const path of mounts.splice(0)) await run(['umount', path])
+  rmSync(dir, { recursive: true, force: true })
+})
+
+test('shows what is mounted on the way to the kept paths and below them, and nothing else of these or of later', async () => {
+  const { init } = await unpackBundle(join(dir, 'data'))
+  const outer = await mounted('outer')
+  const kept = await mounted('outer/kept with space')
+  const below = await mounted('outer/kept with space/below')
+  await mounted('outer/kept with space and more')
+  await mounted('other/one')
+  const view = await HostView.make(init, ['/proc', '/dev', kept])
+  await mounted('outer/kept with space/later')
+  const table = await run(['nsenter', `--mount=${view.path}`, 'cat', '/proc/self/mounts'])
+  view.close()
+  const seen = table
+    .split('\n')
+    .flatMap((line) => (line.includes(dir) ? [line.split(' ')[1]?.replaceAll('\\040', ' ')] : []))
+  expect(seen).toEqual([outer, kept, below])
+})
+
+test('what cannot be made is said', async () => {
+  const { init } = await unpackBundle(join(dir, 'data'))
+  expect(
+    HostView.make(
+      init,
+      Array.from({ length: 40 }, () => '/x'),
+    ),
+  ).rejects.toThrow('too many options')
+})
