@@ -28,7 +28,7 @@ const HELP = `orb ${VERSION}: an agent cloud on one Linux server
       --public-url URL    the API as clients reach it         [http://<listen>]
       --config FILE       settings as TOML                    [/etc/orb/config.toml]
   orb down      take the computers of a stopped orb out of the kernel: processes, mounts, network;
-                disks, checkpoints and database stay, and the next serve brings them up again
+                disks, checkpoints and database stay, and the next serve brings them up again as they are wanted
   orb doctor    check what this host needs, and name the fix for what is missing
   orb keys create --email E [--name N]
                 print a new API key of an account; works while orb serves

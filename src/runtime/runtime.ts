@@ -2,6 +2,7 @@ import { existsSync, type FSWatcher, readFileSync, writeFileSync } from 'node:fs
 import { mkdir, writeFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
+import { log } from '../log.ts'
 import { type Base, baseNamed, prepareBase, prepareDevices } from './base.ts'
 import type { RuntimeFiles } from './bundle.ts'
 import { Cgroups, type Purpose } from './cgroup.ts'
