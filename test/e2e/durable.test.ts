@@ -147,7 +147,7 @@ test('orb down leaves the data alone, from which agents come back', async () => 
 })
 
 test.each([
-  ['a file is read', async (on: Computer) => expect(await on.get('agent/code/package.json')).toContain('module')],
+  ['a file is read', async (on: Computer) => expect(await on.get('agent/code/agent.mjs')).toContain('import')],
   ['a file is written', (on: Computer) => on.put('agent/data/note', 'x')],
   ['its log is read', async (on: Computer) => expect((await on.lines('stdout')).length).toBeGreaterThan(0)],
   ['a command runs in it', async (on: Computer) => expect(await on.sh('echo here')).toContain('here')],
