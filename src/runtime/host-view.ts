@@ -22,6 +22,7 @@ export class HostView {
       return new HostView(openSync(`/proc/${child.pid}/ns/mnt`, 'r'))
     } finally {
       await child.stdin.end()
+      await child.exited
     }
   }
 

@@ -319,17 +319,17 @@ export class Runtime {
   /** For tests and benchmarks' tear-down: rules and gateway address go; computers must be down. */
   async stop(): Promise<void> {
     await this.network.stop()
-    this.closeView()
+    await this.closeView()
   }
 
   /** Leaves all as it is and lets go of orb's own handles. */
   close(): void {
     this.network.close()
-    this.closeView()
+    void this.closeView()
   }
 
-  private closeView(): void {
-    this.view.then(
+  private closeView(): Promise<void> {
+    return this.view.then(
       (view) => view.close(),
       () => undefined,
     )
