@@ -130,6 +130,13 @@ export class Checkpoints {
     }
   }
 
+  /** Keeps the ports of a sleeping agent in a network namespace that was made anew, as after a reboot. */
+  async reservePorts(spec: ComputerSpec): Promise<void> {
+    const images = await readdir(this.host.paths(spec).checkpoints).catch(() => [])
+    const ports = images.flatMap((image) => portsOf(this.imageDir(spec, image)))
+    this.network.reserve(spec.shortId, ports)
+  }
+
   /** Puts an image on stable storage: until then a power cut may leave nothing of it but names. */
   async syncImage(spec: ComputerSpec, image: string): Promise<void> {
     const dir = this.imageDir(spec, image)
@@ -232,11 +239,6 @@ export class Checkpoints {
     const [complete, restored, synced] = await Promise.all([isComplete(dir), isRestored(dir), isSynced(dir)])
     if (complete && !restored && !hasManifest(dir)) await this.seal(spec, image)
     return { imageComplete: complete && (synced || !rebooted), restored }
-  }
-
-  /** Ports that a sleeping agent of the computer needs back. */
-  portsAsleep(spec: ComputerSpec): number[] {
-    return namesIn(this.host.paths(spec).checkpoints).flatMap((name) => portsOf(this.imageDir(spec, name)))
   }
 
   /** criu processes of any orb that worked on this data directory. */

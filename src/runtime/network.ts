@@ -198,10 +198,9 @@ export class Network {
 
   /** Until `unlock` no program of the computer is given one of these ports by chance: the sleeping agent needs them back. */
   reserve(shortId: string, ports: number[]): void {
-    if (ports.length === 0 && !this.reserved.has(shortId)) return
+    if (ports.length === 0) return
     reservePorts(this.netnsFile(shortId), this.ownNetns, ports)
-    if (ports.length === 0) this.reserved.delete(shortId)
-    else this.reserved.add(shortId)
+    this.reserved.add(shortId)
   }
 
   /** Makes the rules anew if somebody has taken them away, as a reload of the server's firewall does. */
@@ -213,9 +212,12 @@ export class Network {
   }
 
   unlock(shortId: string): void {
+    // What a former orb locked it may have reserved ports for as well.
+    if (this.reserved.delete(shortId) || this.locks.has(shortId)) {
+      reservePorts(this.netnsFile(shortId), this.ownNetns, [])
+    }
     this.sets.remove('locked', (this.locks.get(shortId) ?? []).map(lockKey))
     this.locks.delete(shortId)
-    this.reserve(shortId, [])
     this.apps.unlock(shortId)
   }
 

@@ -218,9 +218,12 @@ time.sleep(30)
     const taken = (await sh('cat /tmp/out')).trim().split(' ')
     expect(taken.length).toBeGreaterThan(1)
     expect(taken).not.toContain('8000')
+    // As with a reboot.
+    await orb.runtime.down(computer)
+    await orb.runtime.up(computer)
+    expect(inNetns(RESERVED)).toBe('8000')
     await wake()
     expect(inNetns(RESERVED)).toBe('')
-    await sh('pkill -f [t]ake.py')
     expect(await look()).toMatchObject({ count: 2 })
   })
 

@@ -142,7 +142,7 @@ export class Runtime {
     const identity = { hostname: name, nameserver: this.network.gateway }
     await disk.mountComputer(paths, baseNamed(spec.base, this.options.data.images), identity)
     await this.network.create(spec.shortId, spec.slot)
-    this.network.reserve(spec.shortId, this.checkpoints.portsAsleep(spec))
+    await this.checkpoints.reservePorts(spec)
     this.cgroups.create(name, limitsOf(spec, this.options.memoryMultiplier, availableParallelism()))
     const pid = await launcher.boot(this.launch, {
       cgroups: this.cgroups.joinFiles(name, 'init'),
@@ -188,9 +188,9 @@ export class Runtime {
     return removeStrays({ data, programs: files.dir, cgroups, network, down }, known)
   }
 
-  /** Whether nothing of what a computer is in the kernel is missing; one that has never been up is not. */
-  isUp(spec: ComputerSpec): boolean {
-    return this.findInit(spec) !== null && this.network.isUp(spec.shortId)
+  /** Whether a computer that this orb has brought up or found is not whole any more. */
+  hasVanished(spec: ComputerSpec): boolean {
+    return this.inits.has(spec.id) && (this.findInit(spec) === null || !this.network.isUp(spec.shortId))
   }
 
   /**

@@ -21,7 +21,7 @@ async function firstRound(deps: { lives: Life[]; up: string[]; known?: string[];
   const all = () => deps.lives.map(({ computer }) => computer)
   const janitor = new Janitor({
     runtime: {
-      isUp: ({ shortId }) => deps.up.includes(shortId),
+      hasVanished: ({ shortId }) => !deps.up.includes(shortId),
       removeStrays: async (known) => {
         deps.known?.push(...known())
         return { ...NOTHING, ...deps.swept }

@@ -7,7 +7,7 @@ import type { Registry } from './agents/registry.ts'
 const INTERVAL_MS = 3_600_000
 
 export interface JanitorDeps {
-  runtime: Pick<Runtime, 'removeStrays' | 'isUp'> & { network: Pick<Runtime['network'], 'repairLocks'> }
+  runtime: Pick<Runtime, 'removeStrays' | 'hasVanished'> & { network: Pick<Runtime['network'], 'repairLocks'> }
   store: Pick<Store, 'computers'>
   registry: Pick<Registry, 'all'>
 }
@@ -54,7 +54,7 @@ export class Janitor {
     for (const life of registry.all()) {
       // Its computer was deleted meanwhile.
       images += await life.removeStrays().catch(() => 0)
-      if (!life.deleted.aborted && !runtime.isUp(life.computer))
+      if (!life.deleted.aborted && runtime.hasVanished(life.computer))
         log('warn', 'a computer is not there: its next command or wake makes it anew', {
           computer: life.computer.shortId,
         })
