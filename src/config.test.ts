@@ -31,6 +31,7 @@ describe('settings', () => {
       execTimeoutMs: 30_000,
       memoryMultiplier: 3,
       maxRuntimeMb: 65_536,
+      swapBytes: 0,
       allowPrivate: [],
       rateRuntime: 0.005,
       metricsToken: null,

@@ -31,6 +31,7 @@ export function inventory(): Set<string> {
     ...named('/sys/class/net', /^orb-/).map((name) => `link ${name}`),
     ...labelledAddresses(),
     ...loopDevices(),
+    ...swapFiles(),
     ...mounts(),
     ...nftTables(),
     ...cgroups(),
@@ -55,6 +56,13 @@ function loopDevices(): string[] {
     return file?.includes('/computers/') ? [`loop device /dev/${name} of ${file}`] : []
   })
 }
+
+const swapFiles = (): string[] =>
+  (read('/proc/swaps') ?? '')
+    .split('\n')
+    .map((line) => line.split(/\s/)[0] ?? '')
+    .filter((path) => path.endsWith('/orb.swap'))
+    .map((path) => `swap file ${path}`)
 
 function mounts(): string[] {
   return (read('/proc/self/mountinfo') ?? '')

@@ -112,6 +112,35 @@ describe('on a host with nothing but v2', () => {
     expect(read(`${NAME}/memory.reclaim`)).toBe('8192')
   })
 
+  test('the agent’s memory is pushed out, and only then may it be swapped', async () => {
+    const { root, cgroups, read } = tree()
+    put(root, `orb/${NAME}/memory.swap.max`, 'max')
+    cgroups.create(NAME, LIMITS)
+    put(root, `orb/${NAME}/memory.current`, '8192\n')
+    put(root, `orb/${NAME}/agent/memory.current`, '4096\n')
+    put(root, `orb/${NAME}/agent/memory.swap.current`, '77\n')
+    expect(cgroups.canReclaim(NAME)).toBe(false)
+    put(root, `orb/${NAME}/memory.reclaim`)
+    expect(cgroups.canReclaim(NAME)).toBe(true)
+    const under = cgroups.reclaimAgent(NAME, new AbortController().signal)
+    expect(read(`${NAME}/memory.swap.max`)).toBe(String(192 * MB))
+    await under
+    expect(read(`${NAME}/agent/memory.reclaim`)).toBe('4096')
+    expect(read(`${NAME}/memory.swap.max`)).toBe('0')
+    // Then the page cache of the whole computer.
+    expect(read(`${NAME}/memory.reclaim`)).toBe('8192')
+    expect(cgroups.agentSwap(NAME)).toBe(77)
+  })
+
+  test('a reclaim that is called off does nothing, and leaves no swap allowed', async () => {
+    const { root, cgroups, read } = tree()
+    put(root, `orb/${NAME}/memory.swap.max`, 'max')
+    cgroups.create(NAME, LIMITS)
+    await cgroups.reclaimAgent(NAME, AbortSignal.abort())
+    expect(existsSync(join(root, `orb/${NAME}/agent/memory.reclaim`))).toBe(false)
+    expect(read(`${NAME}/memory.swap.max`)).toBe('0')
+  })
+
   test('a computer without cgroups has nothing, and that is no error', () => {
     const { cgroups } = tree()
     expect(cgroups.processes(NAME, 'agent')).toEqual([])

@@ -11,7 +11,7 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { log } from '../log.ts'
-import { run } from './command.ts'
+import { HOST_ENVIRONMENT, run } from './command.ts'
 import { errnoCode } from './libc.ts'
 
 /** What a command beside the agent is for. */
@@ -32,6 +32,16 @@ export interface Limits {
 }
 
 const CPU_PERIOD_US = 100_000
+/** Memory that has no file behind it is as good to push out as any other. */
+const RECLAIM_SWAPPINESS = '100'
+/**
+ * Pages that the disk has not taken yet when the kernel comes by are given up only at another pass. Passes end when there is
+ * little left, when one gains little, and after this many.
+ */
+const RECLAIM_PASSES = 8
+const RECLAIM_PAUSE_MS = 30
+const RECLAIM_REST_BYTES = 4 * 1024 * 1024
+const RECLAIM_LEAST_BYTES = 1024 * 1024
 /** The directory above all computers, in each hierarchy. systemd leaves alone what it did not make. */
 const PARENT = 'orb'
 const CONTROLLERS = ['memory', 'pids', 'cpu'] as const
@@ -109,6 +119,7 @@ export class Cgroups {
       writeFileSync(join(dir, 'memory.limit_in_bytes'), String(limits.hardBytes))
       if (existsSync(total)) writeFileSync(total, String(limits.hardBytes))
       writeFileSync(join(dir, 'memory.soft_limit_in_bytes'), String(limits.softBytes))
+      for (const leaf of ['agent', 'rest']) writeFileSync(join(dir, leaf, 'memory.swappiness'), '0')
     } else {
       // Protection is shared out from above: a parent without any would leave its children none.
       writeFileSync(join(this.root, PARENT, 'memory.low'), 'max')
@@ -223,6 +234,57 @@ export class Cgroups {
     }
   }
 
+  /**
+   * Pushes the agent's memory out: to swap what has no file behind it, and the rest back to the host. Only here may memory
+   * of a computer be swapped: not when the host is short of it, nor when the agent reaches its limit.
+   * @param signal ends it at once, half done
+   */
+  async reclaimAgent(name: string, signal: AbortSignal): Promise<void> {
+    const computer = this.dirOf('memory', name)
+    const empty = (dir: string) =>
+      this.v1.has('memory')
+        ? writeInChild(join(dir, 'memory.force_empty'), '0', signal)
+        : writeInChild(join(dir, 'memory.reclaim'), readIfThere(join(dir, 'memory.current')), signal)
+    this.letSwap(name, true)
+    try {
+      for (let pass = 0; pass < RECLAIM_PASSES && !signal.aborted; pass++) {
+        const before = this.agentMemory(name)
+        await empty(join(computer, 'agent'))
+        const after = this.agentMemory(name)
+        if (after < RECLAIM_REST_BYTES || (pass > 0 && before - after < RECLAIM_LEAST_BYTES)) break
+        await Bun.sleep(RECLAIM_PAUSE_MS)
+      }
+    } finally {
+      this.letSwap(name, false)
+    }
+    // What commands beside it read.
+    await empty(computer)
+  }
+
+  private letSwap(name: string, swap: boolean): void {
+    if (this.v1.has('memory')) {
+      const file = join(this.v1Dir('memory', name), 'agent', 'memory.swappiness')
+      writeFileSync(file, swap ? RECLAIM_SWAPPINESS : '0')
+    } else {
+      // What is in swap already stays there when no more may follow.
+      const dir = this.v2(name)
+      const file = join(dir, 'memory.swap.max')
+      if (existsSync(file)) writeFileSync(file, swap ? readIfThere(join(dir, 'memory.max')).trim() : '0')
+    }
+  }
+
+  /** Whether the kernel can be asked to push an agent's memory out (on v2, 5.19 and newer). */
+  canReclaim(name: string): boolean {
+    return this.v1.has('memory') || existsSync(join(this.v2(name), 'memory.reclaim'))
+  }
+
+  /** Bytes of the agent's memory that are in swap. */
+  agentSwap(name: string): number {
+    const agent = join(this.dirOf('memory', name), 'agent')
+    if (!this.v1.has('memory')) return Number(readIfThere(join(agent, 'memory.swap.current')) || 0)
+    return Number(/^swap (\d+)$/m.exec(readIfThere(join(agent, 'memory.stat')))?.[1] ?? 0)
+  }
+
   /** How often the OOM killer struck in this computer. */
   oomKills(name: string): number {
     const dir = this.dirOf('memory', name)
@@ -272,6 +334,24 @@ export class Cgroups {
   private dirOf(controller: Controller, name: string): string {
     return this.v1.has(controller) ? this.v1Dir(controller, name) : this.v2(name)
   }
+}
+
+/** Writes a file that keeps its writer for as long as the kernel is busy with it: a child, so that orb goes on meanwhile. */
+async function writeInChild(file: string, text: string, signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return
+  // A shell's own printf says "I/O error" for all of them.
+  const child = Bun.spawn(['tee', file], {
+    stdin: Buffer.from(text.trim()),
+    stdout: 'ignore',
+    stderr: 'pipe',
+    env: HOST_ENVIRONMENT,
+    signal,
+    killSignal: 'SIGKILL',
+  })
+  const [stderr, exitCode] = await Promise.all([new Response(child.stderr).text(), child.exited])
+  // Not all of it could be pushed out: how much was, its caller sees.
+  if (exitCode === 0 || signal.aborted || /busy|temporarily unavailable/.test(stderr)) return
+  throw new Error(`memory cannot be pushed out: ${stderr.trim()}`)
 }
 
 const children = (dir: string): string[] =>

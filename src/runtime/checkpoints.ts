@@ -23,6 +23,7 @@ import {
 } from './open-files.ts'
 import { type ComputerPaths, objectName } from './paths.ts'
 import { portsInUse } from './reserved-ports.ts'
+import { readBack } from './working-set.ts'
 
 /** What of the host and of computers checkpoints need. */
 export interface CheckpointHost {
@@ -76,6 +77,8 @@ export class Checkpoints {
     const connections = this.network.connectionsOf(spec.shortId, this.cgroups.agentId(name))
     this.network.lock(spec.shortId, connections)
     try {
+      // Page by page criu would take four times as long for what is in swap.
+      if (this.cgroups.agentSwap(name) > 0) await Promise.all(this.cgroups.processes(name, 'agent').map(readBack))
       await rm(dir, { recursive: true, force: true })
       await mkdir(dir, { recursive: true, mode: 0o700 })
       const emptyShm = isEmptyShm(init)

@@ -10,6 +10,8 @@ export interface DataPaths {
   spool: string
   /** What is valid until the next boot: criu's probe of the kernel, the compiled seccomp filter. */
   run: string
+  /** The swap file, where the settings want one. */
+  swap: string
 }
 
 export const dataPaths = (root: string): DataPaths => ({
@@ -19,6 +21,7 @@ export const dataPaths = (root: string): DataPaths => ({
   images: join(root, 'images'),
   spool: join(root, 'spool'),
   run: join(root, 'run'),
+  swap: join(root, 'orb.swap'),
 })
 
 export interface ComputerPaths {

@@ -22,6 +22,7 @@ import { type Exit, installPid1, readExit } from './inside.ts'
 import * as launcher from './launcher.ts'
 import { Network, type NetworkOptions } from './network.ts'
 import { type ComputerPaths, computerPaths, type DataPaths, objectName } from './paths.ts'
+import { type Reclaimed, Reclaims } from './reclaim.ts'
 import { seccompFilter } from './seccomp.ts'
 import { type Known, removeStrays, type Swept } from './strays.ts'
 
@@ -59,6 +60,7 @@ export class Runtime {
   private readonly launch: launcher.LauncherFiles
   private readonly beside: Commands
   private readonly view: Promise<HostView>
+  private readonly reclaims: Reclaims
 
   private constructor(
     private readonly options: RuntimeOptions,
@@ -84,6 +86,7 @@ export class Runtime {
     const criu = new Criu(options.files, join(run, `criu.kdat.${boot}.${options.files.criuVersion}`), this.view)
     this.launch = { init: options.files.init, seccomp: join(run, 'seccomp') }
     this.beside = new Commands(cgroups, this.launch)
+    this.reclaims = new Reclaims(cgroups)
     const host: CheckpointHost = {
       dataDir: root,
       devices,
@@ -165,6 +168,7 @@ export class Runtime {
       await this.killAll(spec)
       await killLeaf(this.cgroups, name, 'init')
       this.inits.delete(spec.id)
+      this.reclaims.forget(name)
       await this.checkpoints.drained(spec)
       await disk.unmountComputer(this.paths(spec))
       await this.network.remove(spec.shortId)
@@ -236,6 +240,11 @@ export class Runtime {
     return this.cgroups.agentMemory(objectName(spec.shortId))
   }
 
+  /** Bytes of the agent's memory that are in swap. */
+  agentSwap(spec: ComputerSpec): number {
+    return this.cgroups.agentSwap(objectName(spec.shortId))
+  }
+
   /** CPU time of the agent's tree so far, in microseconds. */
   agentCpuUs(spec: ComputerSpec): number {
     return this.cgroups.agentCpuUs(objectName(spec.shortId))
@@ -294,8 +303,21 @@ export class Runtime {
     throw new Error('the agent could not be frozen')
   }
 
+  /** Lets the agent's tree run on; of a reclaimed one, what it used last comes back meanwhile. */
   thawAgent(spec: ComputerSpec): void {
-    this.cgroups.setFrozen(objectName(spec.shortId), false)
+    const name = objectName(spec.shortId)
+    this.reclaims.readAhead(name)
+    this.cgroups.setFrozen(name, false)
+  }
+
+  /** Pushes the memory of the frozen agent to swap; `signal` ends that at once. @throws Error when the kernel refuses */
+  reclaimAgent(spec: ComputerSpec, signal: AbortSignal): Promise<Reclaimed> {
+    return this.reclaims.reclaim(objectName(spec.shortId), signal)
+  }
+
+  /** Whether this kernel can push an agent's memory out. */
+  canReclaim(spec: ComputerSpec): boolean {
+    return this.cgroups.canReclaim(objectName(spec.shortId))
   }
 
   /* ---- commands beside the agent ---- */

@@ -7,6 +7,8 @@ import { messageOf } from '../errors.ts'
 import { unpackBundle } from '../runtime/bundle.ts'
 import { Cgroups } from '../runtime/cgroup.ts'
 import { checkCriu } from '../runtime/criu-check.ts'
+import { dataPaths } from '../runtime/paths.ts'
+import { swapFileProblem } from '../runtime/swap.ts'
 import { VERSION } from '../version.ts'
 
 type Level = 'ok' | 'note' | 'missing'
@@ -30,6 +32,8 @@ const PROGRAMS: [program: string, debianPackage: string][] = [
   ['mount', 'mount'],
   ['umount', 'mount'],
   ['mkfs.ext4', 'e2fsprogs'],
+  ['mkswap', 'util-linux'],
+  ['swapon', 'mount'],
   ['mknod', 'coreutils'],
 ]
 
@@ -51,7 +55,7 @@ export async function runDoctor(settings: Settings): Promise<number> {
     checkBase(settings),
     await checkCheckpoints(),
     checkDisk(settings.dataDir),
-    checkSwap(),
+    checkSwap(settings),
     {
       level: 'note',
       name: 'isolation',
@@ -134,8 +138,7 @@ async function checkCheckpoints(): Promise<Finding> {
 
 function checkDisk(dataDir: string): Finding {
   const name = 'free disk'
-  let place = dataDir
-  while (!existsSync(place)) place = dirname(place)
+  const place = existingPart(dataDir)
   try {
     accessSync(place, constants.W_OK)
   } catch {
@@ -148,9 +151,30 @@ function checkDisk(dataDir: string): Finding {
     : { level: 'note', name, text: `only ${gb} GB at ${place}: disks and checkpoints of agents lie there` }
 }
 
-function checkSwap(): Finding {
+function checkSwap({ dataDir, swapBytes }: Settings): Finding {
+  const name = 'swap'
+  if (swapBytes > 0) {
+    const place = existingPart(dataDir)
+    const problem = swapFileProblem(place)
+    if (problem) return { level: 'missing', name, text: `${problem}: set ORB_SWAP_GB to 0, or use swap of the host` }
+    const { bavail, bsize } = statfsSync(place)
+    const file = dataPaths(dataDir).swap
+    if (existsSync(file) || bavail * bsize > swapBytes) return { level: 'ok', name, text: `ORB_SWAP_GB: ${file}` }
+    return { level: 'missing', name, text: `${place} has no room for the file that ORB_SWAP_GB wants` }
+  }
   const lines = readFileSync('/proc/swaps', 'utf8').trim().split('\n').length - 1
   return lines > 0
-    ? { level: 'ok', name: 'swap', text: 'yes' }
-    : { level: 'note', name: 'swap', text: 'none: not needed, agents sleep in checkpoints' }
+    ? { level: 'ok', name, text: 'yes' }
+    : {
+        level: 'note',
+        name,
+        text: 'none: agents sleep in checkpoints alone; ORB_SWAP_GB makes a swap file for short waits',
+      }
+}
+
+/** The directory, or the one above it in which it would be made. */
+function existingPart(dir: string): string {
+  let place = dir
+  while (!existsSync(place)) place = dirname(place)
+  return place
 }

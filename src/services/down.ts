@@ -6,6 +6,7 @@ import { unpackBundle } from '../runtime/bundle.ts'
 import { lockFile } from '../runtime/lock.ts'
 import { dataPaths } from '../runtime/paths.ts'
 import { Runtime } from '../runtime/runtime.ts'
+import { disableSwap } from '../runtime/swap.ts'
 import { openStore } from '../store/store.ts'
 import { AGENT_PORT } from './agents/machine.ts'
 import { BootNotes } from './boot.ts'
@@ -14,8 +15,8 @@ import { networkOf } from './computers.ts'
 const DOWN_AT_ONCE = 8
 
 /**
- * Takes everything that computers of a data directory have in the kernel away: processes, mounts, cgroups, network and
- * rules. Disks, checkpoints and database stay; the next serve finds the machine as after a reboot. Returns how many
+ * Takes everything that computers of a data directory have in the kernel away: processes, mounts, cgroups, network, rules
+ * and swap file. Disks, checkpoints and database stay; the next serve finds the machine as after a reboot. Returns how many
  * computers were up, or null when there was nothing to take down. @throws Error when an orb serves the directory
  */
 export async function takeDown(settings: Settings): Promise<number | null> {
@@ -28,7 +29,10 @@ export async function takeDown(settings: Settings): Promise<number | null> {
   try {
     // Not the subnet of the settings: the rules of another orb may be those of that one.
     const subnet = parseCidr((await notes.subnet()) ?? '')
-    if (!subnet) return null
+    if (!subnet) {
+      await disableSwap(data.swap)
+      return null
+    }
     const runtime = await Runtime.start(
       {
         data,
@@ -50,6 +54,7 @@ export async function takeDown(settings: Settings): Promise<number | null> {
     }
     await Promise.all(Array.from({ length: DOWN_AT_ONCE }, worker))
     await runtime.stop()
+    await disableSwap(data.swap)
     await notes.allDown()
     return computers.length
   } finally {

@@ -3,6 +3,7 @@ import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { allowed } from '../addresses.ts'
 import type { Settings } from '../config.ts'
+import { messageOf } from '../errors.ts'
 import { log } from '../log.ts'
 import { startDns } from '../proxy/dns.ts'
 import { startLlmProxy } from '../proxy/llm.ts'
@@ -11,6 +12,7 @@ import { checkCriu } from '../runtime/criu-check.ts'
 import { hostNameservers } from '../runtime/network.ts'
 import { dataPaths } from '../runtime/paths.ts'
 import { Runtime } from '../runtime/runtime.ts'
+import { disableSwap, enableSwap } from '../runtime/swap.ts'
 import { openStore, type Store } from '../store/store.ts'
 import type { ComputerRow } from '../store/types.ts'
 import { VERSION } from '../version.ts'
@@ -69,7 +71,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
   const boot = new BootNotes(data.run)
   await mkdir(data.run, { recursive: true, mode: 0o700 })
   await boot.networkUp(settings.subnet.text)
-  const checked = checkCriu(files)
+  const [checked, swap] = [checkCriu(files), provideSwap(data.swap, settings.swapBytes)]
   const runtime = await Runtime.start(
     {
       data,
@@ -87,6 +89,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
   )
   const { gateway } = runtime.network
   const checkpointProblem = await checked
+  await swap
   if (checkpointProblem) log('warn', 'agents cannot be checkpointed here', { reason: checkpointProblem })
 
   const deleting = new Set<string>()
@@ -248,10 +251,28 @@ export async function startServices(settings: Settings): Promise<RunningServices
       await dns.stop()
       await janitor.stop()
       await Promise.all(registry.all().map((life) => life.settledDown()))
+      await giveSwapBack(data.swap)
       runtime.close()
       store.close()
     },
   }
+}
+
+/** Without the swap file that the settings want, agents sleep as they do on a host without swap. */
+async function provideSwap(path: string, bytes: number): Promise<void> {
+  try {
+    const outcome = await enableSwap(path, bytes)
+    if (outcome !== 'none') log('info', `swap file ${outcome}`, { path, bytes })
+  } catch (thrown) {
+    log('error', 'there is no swap file as the settings want it', { path, bytes, reason: messageOf(thrown) })
+  }
+}
+
+/** What is in the swap file comes back into memory. Where that has no room, the next orb finds it as it is. */
+async function giveSwapBack(path: string): Promise<void> {
+  await disableSwap(path).catch((thrown) =>
+    log('error', 'the swap file stays, with memory of agents in it', { path, reason: messageOf(thrown) }),
+  )
 }
 
 /** The commit that the computer's code stands at, in short; a failed build may have brought it too. */

@@ -36,6 +36,8 @@ const METRICS = {
   orb_llm_replays_total: { kind: 'counter', text: 'LLM answers that were delivered to a repeated request.' },
   orb_checkpoints_total: { kind: 'counter', text: 'Checkpoints written.' },
   orb_restores_total: { kind: 'counter', text: 'Agents restored from a checkpoint.' },
+  orb_reclaims_total: { kind: 'counter', text: 'Agents whose memory went to swap.' },
+  orb_reclaim_seconds: { kind: 'histogram', text: 'Time that this took.' },
   orb_checkpoint_failures_total: { kind: 'counter', text: 'Failed dumps and restores.' },
   orb_checkpoint_seconds: { kind: 'histogram', text: 'Time of a dump.' },
   orb_restore_seconds: { kind: 'histogram', text: 'Time of a restore.' },

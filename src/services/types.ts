@@ -133,6 +133,8 @@ export interface DeployView {
 export interface AgentView extends DeployedAgent {
   computer_id: string
   name: string
+  /** Memory that the agent is charged for now, page cache included: next to nothing on disk, little in swap. */
+  resident_bytes: number
   started_at: string | null
   exit_code: number | null
   stderr_tail: string | null

@@ -46,13 +46,14 @@ function statusOf(row: AgentRow | null, building: boolean): ComputerStatus {
   return row.phase === 'failed' ? 'failed' : 'active'
 }
 
-/** Orb Cloud contract §7.3. */
-export const agentView = (computer: ComputerRow, row: AgentRow, name: string): AgentView => ({
+/** Orb Cloud contract §7.3. @param residentBytes memory that the agent is charged for */
+export const agentView = (computer: ComputerRow, row: AgentRow, name: string, residentBytes: number): AgentView => ({
   computer_id: computer.id,
   name,
   port: AGENT_PORT,
   pid: row.pid,
   state: shownState(row.phase),
+  resident_bytes: residentBytes,
   sandboxed: true,
   code_version: row.codeVersion,
   started_at: isoTimeOrNull(row.startedAt),

@@ -175,6 +175,11 @@ export class Computer {
     return memoryOf(this.name)
   }
 
+  /** Of the agent's tree alone. */
+  agentMemoryBytes(): number {
+    return memoryOf(`${this.name}/agent`)
+  }
+
   /* ---- the test agent ---- */
 
   async ask(question: Question): Promise<void> {

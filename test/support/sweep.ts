@@ -22,6 +22,7 @@ export function remains(dataDir: string, names: string[]): string[] {
     ...names.filter((name) => existsSync(`/run/netns/${name}`)).map((name) => `network namespace ${name}`),
     ...names.filter((name) => existsSync(`/sys/class/net/${name}`)).map((name) => `link ${name}`),
     ...mountsBelow(dataDir).map((path) => `mount ${path}`),
+    ...swapFilesBelow(dataDir).map((path) => `swap file ${path}`),
     ...processesOf(dataDir).map((pid) => `process ${pid}`),
   ]
 }
@@ -38,6 +39,7 @@ export async function sweep(dataDir: string, names: string[]): Promise<void> {
     if (existsSync(`/run/netns/${name}`)) run('ip', 'netns', 'delete', name)
   }
   for (const path of mountsBelow(dataDir).reverse()) run('umount', '-l', path)
+  for (const path of swapFilesBelow(dataDir)) run('swapoff', path)
 }
 
 /** The rules and the address that all computers of an orb share, as far as they are there. */
@@ -126,6 +128,12 @@ const mountsBelow = (dataDir: string): string[] =>
   text('/proc/self/mountinfo')
     .split('\n')
     .map((line) => line.split(' ')[4] ?? '')
+    .filter((path) => path.startsWith(`${dataDir}/`))
+
+const swapFilesBelow = (dataDir: string): string[] =>
+  text('/proc/swaps')
+    .split('\n')
+    .map((line) => line.split(/\s/)[0] ?? '')
     .filter((path) => path.startsWith(`${dataDir}/`))
 
 /** Programs that orb unpacked into its data directory: criu and its page daemons. */

@@ -183,6 +183,7 @@ export const agent = z
     ...deployedAgent.shape,
     computer_id: uuid,
     name: z.string(),
+    resident_bytes: count.meta({ description: 'Memory that the agent takes now, its page cache included' }),
     started_at: time.nullable(),
     exit_code: z.int().nullable(),
     stderr_tail: z.string().nullable(),

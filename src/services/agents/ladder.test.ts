@@ -1,27 +1,39 @@
 import { afterEach, describe, expect, test } from 'bun:test'
 import type { CallOutcome } from '../../proxy/types.ts'
 import { Ladder, type LadderOptions } from './ladder.ts'
+import type { Choice } from './policy.ts'
 
 const FREEZE_MS = 60
 const CHECKPOINT_MS = 150
 const WAIT_MS = 4000
 /** Timers of this runtime may fire a little before their time. */
 const EARLY_MS = 3
+/** After this a ladder that could not act looks again. */
+const RETRY_MS = 1000
 
 const ladders: Ladder[] = []
 afterEach(() => {
   for (const ladder of ladders.splice(0)) ladder.stop()
 })
 
+type Deed = 'freeze' | 'reclaim' | 'checkpoint'
+
 class FakeAgent {
   /** What the ladder did, with the time since the agent was made. */
-  readonly deeds: { deed: 'freeze' | 'checkpoint'; at: number; still: boolean }[] = []
+  readonly deeds: { deed: Deed; at: number; still: boolean }[] = []
+  /** What it was asked for a choice with. */
+  readonly asked: { elapsedMs: number; waits: number[] }[] = []
+  readonly answers: number[] = []
+  /** Once its time has come; null: to disk. */
+  choice: (() => Choice) | null = null
+  checkpointAfterMs = CHECKPOINT_MS
   may = true
   /** Microseconds of CPU time per millisecond. */
   load = 0
   /** Added at each look: what a thread that runs for a moment costs. */
   blip = 0
   failFreeze = false
+  failReclaim = false
   failCheckpoint = false
   /** Runs inside the transition, before `still` is asked. */
   meanwhile: () => void | Promise<void> = () => undefined
@@ -59,11 +71,27 @@ class FakeAgent {
     this.prepared++
   }
 
+  reclaim(still: () => boolean): Promise<void> {
+    return this.act('reclaim', still, this.failReclaim)
+  }
+
+  choose(elapsedMs: number, waits: number[]): Choice {
+    this.asked.push({ elapsedMs, waits })
+    if (this.choice) return this.choice()
+    const untilTime = this.checkpointAfterMs - elapsedMs
+    if (untilTime > 0) return { sleep: 'stay', lookAgainMs: untilTime }
+    return { sleep: 'checkpoint', lookAgainMs: null }
+  }
+
+  answered(waitedMs: number): void {
+    this.answers.push(waitedMs)
+  }
+
   wake(): Promise<void> {
     return this.woken
   }
 
-  private async act(deed: 'freeze' | 'checkpoint', still: () => boolean, fail: boolean): Promise<void> {
+  private async act(deed: Deed, still: () => boolean, fail: boolean): Promise<void> {
     const at = this.now()
     await this.meanwhile()
     this.deeds.push({ deed, at, still: still() })
@@ -73,10 +101,9 @@ class FakeAgent {
 
 function setUp(options: Partial<LadderOptions> = {}) {
   const agent = new FakeAgent()
-  const ladder = new Ladder(
-    { freezeAfterMs: FREEZE_MS, checkpointAfterMs: CHECKPOINT_MS, busyCpuPercent: 25, ...options },
-    agent,
-  )
+  const all = { freezeAfterMs: FREEZE_MS, checkpointAfterMs: CHECKPOINT_MS, busyCpuPercent: 25, ...options }
+  agent.checkpointAfterMs = all.checkpointAfterMs
+  const ladder = new Ladder(all, agent)
   ladders.push(ladder)
   const deeds = () => agent.deeds.map(({ deed }) => deed)
   return { agent, ladder, deeds }
@@ -255,19 +282,29 @@ describe('who may not sleep', () => {
 
 describe('failures', () => {
   test.each([
-    ['a failed freeze', { failFreeze: true }, ['freeze']],
-    ['a failed dump', { failCheckpoint: true }, ['freeze', 'checkpoint']],
-  ] as const)('%s is not tried again until the clock starts anew', async (_, failing, before) => {
+    ['freeze', 'failFreeze', 'stay'],
+    ['reclaim', 'failReclaim', 'reclaim'],
+  ] as const)('a failed %s is not tried again until the clock starts anew', async (deed, failing, sleep) => {
     const { agent, ladder, deeds } = setUp()
-    Object.assign(agent, failing)
+    agent[failing] = true
+    agent.choice = () => ({ sleep, lookAgainMs: FREEZE_MS })
     waitingCall(ladder)
-    await until(() => agent.deeds.length === before.length)
-    await clockAt(agent, agent.now() + 2 * CHECKPOINT_MS)
-    expect(deeds()).toEqual([...before])
-    Object.assign(agent, { failFreeze: false, failCheckpoint: false })
+    await until(() => agent.deeds.length === 1)
+    await clockAt(agent, agent.now() + RETRY_MS + CHECKPOINT_MS)
+    expect(deeds()).toEqual([deed])
     ladder.touch()
-    await until(() => agent.deeds.length === before.length + 2)
-    expect(deeds()).toEqual([...before, 'freeze', 'checkpoint'])
+    await until(() => agent.deeds.length === 2)
+    expect(deeds()).toEqual([deed, deed])
+  })
+
+  test('after a failed dump the agent chooses anew', async () => {
+    const { agent, ladder, deeds } = setUp()
+    agent.failCheckpoint = true
+    waitingCall(ladder)
+    await until(() => agent.deeds.length === 2)
+    agent.choice = () => ({ sleep: 'reclaim', lookAgainMs: null })
+    await until(() => agent.deeds.length === 3)
+    expect(deeds()).toEqual(['freeze', 'checkpoint', 'reclaim'])
   })
 
   test('a failure of what the clock has overtaken does not count', async () => {
@@ -281,6 +318,68 @@ describe('failures', () => {
     waitingCall(ladder)
     await until(() => agent.deeds.length === 4)
     expect(deeds()).toEqual(['freeze', 'checkpoint', 'freeze', 'checkpoint'])
+  })
+})
+
+describe('the choice', () => {
+  test('is asked for with the clock and with how long each call has waited', async () => {
+    const { agent, ladder } = setUp()
+    waitingCall(ladder)
+    await clockAt(agent, FREEZE_MS / 2)
+    waitingCall(ladder)
+    await until(() => agent.asked.length === 2)
+    for (const { elapsedMs, waits } of agent.asked) {
+      expect(waits).toHaveLength(2)
+      const [older = 0, younger = 0] = waits
+      expect(older).toBeGreaterThan(younger)
+      // The clock started with the younger call.
+      expect(Math.abs(elapsedMs - younger)).toBeLessThan(FREEZE_MS / 4)
+    }
+  })
+
+  test('is asked for again when it says so, until an answer comes', async () => {
+    const { agent, ladder, deeds } = setUp()
+    const choices: Choice[] = [
+      { sleep: 'stay', lookAgainMs: 20 },
+      { sleep: 'reclaim', lookAgainMs: 20 },
+      { sleep: 'stay', lookAgainMs: 20 },
+      { sleep: 'checkpoint', lookAgainMs: null },
+    ]
+    agent.choice = () => choices.shift() ?? { sleep: 'stay', lookAgainMs: null }
+    waitingCall(ladder)
+    await until(() => agent.deeds.length === 4)
+    await clockAt(agent, agent.now() + CHECKPOINT_MS)
+    expect(deeds()).toEqual(['freeze', 'reclaim', 'freeze', 'checkpoint'])
+  })
+
+  test('is not asked for once the answer is there', async () => {
+    const { agent, ladder } = setUp()
+    agent.choice = () => ({ sleep: 'reclaim', lookAgainMs: 20 })
+    const call = waitingCall(ladder)
+    await until(() => agent.deeds.length === 2)
+    call.wake()
+    const asked = agent.asked.length
+    await clockAt(agent, agent.now() + CHECKPOINT_MS)
+    expect(agent.asked).toHaveLength(asked)
+  })
+})
+
+describe('what it tells of answers', () => {
+  test('one that a freeze was worth counts, once', async () => {
+    const { agent, ladder } = setUp()
+    const call = waitingCall(ladder)
+    await until(() => agent.deeds.length === 1)
+    call.wake()
+    call.wake()
+    expect(agent.answers).toHaveLength(1)
+    expect(agent.answers[0]).toBeGreaterThanOrEqual(FREEZE_MS - EARLY_MS)
+  })
+
+  test('one that came at once does not, nor one that was never waited for', () => {
+    const { agent, ladder } = setUp()
+    waitingCall(ladder).wake()
+    ladder.begin().wake()
+    expect(agent.answers).toEqual([])
   })
 })
 

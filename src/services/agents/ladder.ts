@@ -1,4 +1,5 @@
 import type { CallOutcome, LlmCall } from '../../proxy/types.ts'
+import type { Choice } from './policy.ts'
 
 /** Share of one core is measured over this long before a freeze, at most. */
 const CPU_WINDOW_MS = 1000
@@ -21,27 +22,38 @@ export interface LadderAgent {
   cpuUs(): number
   /** Resolves when it is frozen; rejects when it could not be. `still` is asked right before. */
   freeze(still: () => boolean): Promise<void>
+  /** Resolves when it is frozen and its memory in swap; rejects when it could not be. */
+  reclaim(still: () => boolean): Promise<void>
   /** Resolves when it is on disk; rejects when the dump failed. */
   checkpoint(still: () => boolean): Promise<void>
   /** A wake is near: what can be made ready for it without waking it. */
   prepareWake(): void
+  /** How it is to sleep now. @param waits how long each open call has waited, in ms */
+  choose(elapsedMs: number, waits: number[]): Choice
+  /** An answer began after this many ms, of which some were enough for a freeze. */
+  answered(waitedMs: number): void
   /** Undefined: it runs and no transition is near. */
   wake(): Promise<void> | undefined
 }
 
-type CallState = 'sending' | 'waiting' | 'answered'
+interface Call {
+  state: 'sending' | 'waiting' | 'answered'
+  /** When its request was whole. */
+  waitsSince: number
+  slept: boolean
+}
 
 /**
  * The freeze ladder (Orb Cloud contract §11.3): while every open call of the agent waits for its answer, the agent is
- * frozen after `freezeAfterMs` and checkpointed after `checkpointAfterMs`. The clock starts anew with each call, each
- * delivered answer and each wake.
+ * frozen after `freezeAfterMs`, and after `checkpointAfterMs` goes to swap or to disk, as it chooses itself. The clock
+ * starts anew with each call, each delivered answer and each wake.
  */
 export class Ladder {
-  private readonly calls = new Set<{ state: CallState; slept: boolean }>()
+  private readonly calls = new Set<Call>()
   private since = performance.now()
   private timer: Timer | null = null
   private cpu = { at: 0, us: 0 }
-  /** After a failed dump there is none until the clock starts anew. */
+  /** After a failed freeze there is none until the clock starts anew. */
   private givenUp = false
 
   constructor(
@@ -73,16 +85,19 @@ export class Ladder {
 
   /** A new call of the agent's own tree. */
   begin(): LlmCall {
-    const call = { state: 'sending' as CallState, slept: false }
+    const call: Call = { state: 'sending', waitsSince: 0, slept: false }
     this.calls.add(call)
     this.touch()
     return {
       waiting: () => {
         call.state = 'waiting'
+        call.waitsSince = performance.now()
         this.plan()
       },
       answering: () => this.agent.prepareWake(),
       wake: () => {
+        const waited = performance.now() - call.waitsSince
+        if (call.state === 'waiting' && waited >= this.options.freezeAfterMs) this.agent.answered(waited)
         call.state = 'answered'
         return this.agent.wake()
       },
@@ -121,17 +136,20 @@ export class Ladder {
       this.sampleCpu()
       return this.plan()
     }
+    if (this.givenUp) return
     if (this.isBusy()) return this.plan(RETRY_MS)
+    const waits = [...this.calls].map((call) => performance.now() - call.waitsSince)
+    const { sleep, lookAgainMs } = this.agent.choose(elapsed, waits)
     try {
-      if (elapsed < this.options.checkpointAfterMs) {
-        await this.agent.freeze(still)
-        return this.plan()
-      }
-      if (!this.givenUp) await this.agent.checkpoint(still)
+      if (sleep === 'stay') await this.agent.freeze(still)
+      else await this.agent[sleep](still)
     } catch {
-      // Why is in the agent's log and state. It stays as it is until the answer comes.
-      if (this.since === begun) this.givenUp = true
+      // Why is in the agent's log and state. After a failed dump there is another choice.
+      if (this.since !== begun) return
+      this.givenUp = sleep !== 'checkpoint'
+      return this.plan(RETRY_MS)
     }
+    if (this.since === begun && lookAgainMs !== null) this.plan(lookAgainMs + TIMER_SLACK_MS)
   }
 
   private sampleCpu(): void {

@@ -5,10 +5,13 @@ import type { LogSource } from '../../runtime/logs.ts'
 import type { Store } from '../../store/store.ts'
 import type { AgentRow, ComputerRow, SleepReason } from '../../store/types.ts'
 import { Activity } from './activity.ts'
+import { Habits } from './habits.ts'
 import { Ladder, type LadderOptions } from './ladder.ts'
 import { agentFailed, decide, isSettled, type Step, type Wish } from './machine.ts'
+import { chooseSleep } from './policy.ts'
 import { AgentRecord } from './record.ts'
 import { isAtRest, recoverAgent } from './recovery.ts'
+import { situationOf } from './situation.ts'
 import type { Slots } from './slots.ts'
 import { AgentTree, type Slept, type TreeDeps } from './tree.ts'
 
@@ -45,6 +48,9 @@ export class Life {
   readonly activity = new Activity()
   private readonly record: AgentRecord
   private readonly tree: AgentTree
+  private readonly habits = new Habits()
+  /** Ends a reclaim that is under way. */
+  private stopReclaim = new AbortController()
   private queue: Promise<unknown> = Promise.resolve()
   /** Transitions under way or waiting. */
   private busy = 0
@@ -69,11 +75,17 @@ export class Life {
       maySleep: () => this.holds === 0 && deps.maySleep(computer) && !this.deletion.signal.aborted,
       cpuUs: () => runtime.agentCpuUs(computer),
       freeze: (still) => this.freeze(still),
+      reclaim: (still) => this.reclaim(still),
       checkpoint: async (still) => void (await this.checkpoint('llm', still)),
       prepareWake: () => this.tree.readAhead(),
+      choose: (elapsedMs, waits) =>
+        chooseSleep(
+          situationOf(deps, computer, this.habits, elapsedMs, waits, this.tree.reclaimedMs(this.record.existing())),
+        ),
+      answered: (waitedMs) => this.habits.answered(waitedMs),
       wake: () => this.wake('llm'),
     })
-    this.tree = new AgentTree(deps, computer, this.record, {
+    this.tree = new AgentTree(deps, computer, this.record, this.habits, {
       later: (work) => this.later(work),
       fellAsleep: () => this.ladder.fellAsleep(),
       awoke: () => this.ladder.touch(),
@@ -111,6 +123,7 @@ export class Life {
   wake(reason: 'llm' | 'http' | 'manual' | 'build'): Promise<void> | undefined {
     if (this.running) return undefined
     this.unwantedDump?.abort()
+    this.stopReclaim.abort()
     // With a turn of its own each of many who wait would find the turns of the others under way, and wait for ever.
     if (this.waking !== null && this.waking === this.lastTurn) return this.waking
     const waking = this.serial(async () => void (await this.wakeNow(reason)))
@@ -124,6 +137,7 @@ export class Life {
 
   /** Wakes it if need be; tells what that took. */
   promote(): Promise<{ woken: boolean; restoreMs: number | null }> {
+    this.stopReclaim.abort()
     return this.serial(() => this.wakeNow('manual'))
   }
 
@@ -131,17 +145,25 @@ export class Life {
   freeze(still: () => boolean): Promise<void> {
     return this.serial(async () => {
       const row = this.record.existing()
-      if (!still() || this.stepFor(row, 'freeze')?.action !== 'freeze') return
-      await this.deps.runtime.freezeAgent(this.computer).catch((thrown) => {
-        this.record.say(`freeze failed: ${messageOf(thrown)}`)
-        throw thrown
-      })
-      this.ladder.fellAsleep()
-      this.record.step(row, { phase: 'frozen' })
+      if (still() && this.stepFor(row, 'freeze')?.action === 'freeze') await this.freezeNow(row)
     })
   }
 
-  /** To disk. Null: `still` had become false. @throws OrbError checkpoint_failed, checkpoint_unavailable, disk_full, agent_failed */
+  /** Frozen, its memory in swap. A wake ends it half way. @param still as for `freeze` */
+  reclaim(still: () => boolean): Promise<void> {
+    const stop = new AbortController()
+    this.stopReclaim = stop
+    return this.serial(async () => {
+      const row = this.record.existing()
+      if (!still()) return
+      if (this.stepFor(row, 'reclaim')?.action === 'freeze') await this.freezeNow(row)
+      const frozen = this.record.existing()
+      if (!still() || this.stepFor(frozen, 'reclaim')?.action !== 'reclaim') return
+      await this.tree.reclaim(frozen, stop.signal)
+    })
+  }
+
+  /** To disk. Null: `still` had become false, or dumps that nobody asked for wait after ones that failed. @throws OrbError checkpoint_failed, checkpoint_unavailable, disk_full, agent_failed */
   async checkpoint(reason: SleepReason, still: () => boolean = () => true): Promise<Slept | null> {
     // Nothing sleeps during a build: it replaces files under the image.
     while (this.holds > 0) await new Promise<void>((resolve) => this.waitingForRelease.push(resolve))
@@ -149,7 +171,7 @@ export class Life {
     await this.tree.images.idle()
     return this.serial(async () => {
       const row = this.record.existing()
-      if (!still()) return null
+      if (!still() || (reason !== 'manual' && this.habits.dumpBackoffMs > 0)) return null
       const step = this.stepFor(row, 'checkpoint')
       if (!step) return { image: row.image ?? '', bytes: row.imageBytes ?? 0, durationMs: 0 }
       if (this.deps.checkpointProblem) {
@@ -281,6 +303,15 @@ export class Life {
     this.record.step(row, { phase: 'running' })
     this.ladder.touch()
     return { woken: true, restoreMs: null }
+  }
+
+  private async freezeNow(row: AgentRow): Promise<void> {
+    await this.deps.runtime.freezeAgent(this.computer).catch((thrown) => {
+      this.record.say(`freeze failed: ${messageOf(thrown)}`)
+      throw thrown
+    })
+    this.ladder.fellAsleep()
+    this.record.step(row, { phase: 'frozen' })
   }
 
   /** What the wish takes; null: it is so already. @throws OrbError agent_failed */

@@ -7,15 +7,20 @@ const action = (decision: Decision): string => (decision.kind === 'step' ? decis
 describe('decide', () => {
   const table: [AgentState, Wish, string][] = [
     ['running', 'freeze', 'freeze'],
+    // It must stand still, and be written down as frozen, before its memory goes.
+    ['running', 'reclaim', 'freeze'],
     ['running', 'checkpoint', 'checkpoint'],
     ['running', 'wake', 'nothing'],
     ['frozen', 'freeze', 'nothing'],
+    ['frozen', 'reclaim', 'reclaim'],
     ['frozen', 'checkpoint', 'checkpoint'],
     ['frozen', 'wake', 'thaw'],
     ['checkpointed', 'freeze', 'nothing'],
+    ['checkpointed', 'reclaim', 'nothing'],
     ['checkpointed', 'checkpoint', 'nothing'],
     ['checkpointed', 'wake', 'restore'],
     ['failed', 'freeze', 'failed'],
+    ['failed', 'reclaim', 'failed'],
     ['failed', 'checkpoint', 'failed'],
     ['failed', 'wake', 'failed'],
   ]
@@ -23,10 +28,20 @@ describe('decide', () => {
     expect(action(decide(state, wish, false))).toBe(expected)
   })
 
+  test('a step that stays in memory leads to frozen, never to a state of its own', () => {
+    for (const wish of ['freeze', 'reclaim'] as const) {
+      for (const state of ['running', 'frozen'] as const) {
+        const decision = decide(state, wish, false)
+        if (decision.kind === 'step') expect(decision.step).toMatchObject({ to: 'frozen' })
+      }
+    }
+  })
+
   test('a kept image of a failed restore may be tried again, and only by a wake', () => {
     expect(action(decide('failed', 'wake', true))).toBe('restore')
     expect(action(decide('failed', 'checkpoint', true))).toBe('failed')
     expect(action(decide('failed', 'freeze', true))).toBe('failed')
+    expect(action(decide('failed', 'reclaim', true))).toBe('failed')
   })
 })
 

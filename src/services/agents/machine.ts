@@ -6,10 +6,12 @@ import type { AgentPhase, AgentRow, AgentState } from '../../store/types.ts'
  * kernel is touched (`via`) and again afterwards (`to`); one that a crash interrupted is judged by `recover`.
  */
 
-export type Wish = 'freeze' | 'checkpoint' | 'wake'
+export type Wish = 'freeze' | 'reclaim' | 'checkpoint' | 'wake'
 
 export type Step =
   | { action: 'freeze'; to: 'frozen' }
+  /** A frozen agent's memory goes to swap: frozen it stays, and a thaw is what wakes it. */
+  | { action: 'reclaim'; to: 'frozen' }
   | { action: 'thaw'; to: 'running' }
   | { action: 'checkpoint'; via: 'checkpointing'; to: 'checkpointed' }
   | { action: 'restore'; via: 'restoring'; to: 'running' }
@@ -22,16 +24,18 @@ export type Decision =
   | { kind: 'failed' }
 
 const NOTHING: Decision = { kind: 'nothing' }
+const FAILED: Decision = { kind: 'failed' }
 const FREEZE: Decision = { kind: 'step', step: { action: 'freeze', to: 'frozen' } }
+const RECLAIM: Decision = { kind: 'step', step: { action: 'reclaim', to: 'frozen' } }
 const THAW: Decision = { kind: 'step', step: { action: 'thaw', to: 'running' } }
 const CHECKPOINT: Decision = { kind: 'step', step: { action: 'checkpoint', via: 'checkpointing', to: 'checkpointed' } }
 const RESTORE: Decision = { kind: 'step', step: { action: 'restore', via: 'restoring', to: 'running' } }
 
 const DECISIONS: Record<AgentState, Record<Wish, Decision>> = {
-  running: { freeze: FREEZE, checkpoint: CHECKPOINT, wake: NOTHING },
-  frozen: { freeze: NOTHING, checkpoint: CHECKPOINT, wake: THAW },
-  checkpointed: { freeze: NOTHING, checkpoint: NOTHING, wake: RESTORE },
-  failed: { freeze: { kind: 'failed' }, checkpoint: { kind: 'failed' }, wake: { kind: 'failed' } },
+  running: { freeze: FREEZE, reclaim: FREEZE, checkpoint: CHECKPOINT, wake: NOTHING },
+  frozen: { freeze: NOTHING, reclaim: RECLAIM, checkpoint: CHECKPOINT, wake: THAW },
+  checkpointed: { freeze: NOTHING, reclaim: NOTHING, checkpoint: NOTHING, wake: RESTORE },
+  failed: { freeze: FAILED, reclaim: FAILED, checkpoint: FAILED, wake: FAILED },
 }
 
 /** What a wish takes, from a settled state. A failed restore kept its image: it may be tried again. */

@@ -148,7 +148,7 @@ export function createAgents(deps: AgentsDeps): Services['agents'] & { redeploy(
       const row = life.row
       if (!row || row.phase === 'stopping') return { agents: [], total: 0 }
       const name = configs.deployed(computer.id)?.agent.name ?? ''
-      return { agents: [agentView(computer, row, name)], total: 1 }
+      return { agents: [agentView(computer, row, name, deps.runtime.agentMemory(computer))], total: 1 }
     },
 
     async demote(who, id, port) {

@@ -6,6 +6,7 @@ import { stderrTail } from '../../runtime/logs.ts'
 import type { AgentStart, Runtime } from '../../runtime/runtime.ts'
 import type { AgentRow, ComputerRow, FailureReason, SleepReason } from '../../store/types.ts'
 import type { Metrics } from '../metrics.ts'
+import type { Habits } from './habits.ts'
 import { Images } from './images.ts'
 import { agentFailed } from './machine.ts'
 import { type AgentRecord, isExitOf } from './record.ts'
@@ -14,6 +15,7 @@ import { type AgentRecord, isExitOf } from './record.ts'
 const EXIT_KILLED = 137
 /** An agent that ends this soon is reported as failed by the deploy that started it (Orb Cloud contract §7.1). */
 const EARLY_EXIT_MS = 300
+const MB = 1024 * 1024
 
 export interface TreeDeps {
   runtime: Runtime
@@ -53,11 +55,14 @@ export class AgentTree {
   private oomKillsBefore = 0
   /** The image was made by this process: the connections in it still have their other end. */
   private ownImage = false
+  /** When its memory went to swap, and the generation that this was done in: any later step brought it back. */
+  private reclaimed: { generation: number; at: number } | null = null
 
   constructor(
     private readonly deps: TreeDeps,
     private readonly computer: ComputerRow,
     private readonly record: AgentRecord,
+    private readonly habits: Habits,
     private readonly owner: TreeOwner,
   ) {
     this.images = new Images(deps, computer, record, owner)
@@ -66,6 +71,7 @@ export class AgentTree {
   /** Starts the agent of a row that was put already. @throws OrbError spawn_failed; the row says so too */
   async spawn(row: AgentRow, note = ''): Promise<void> {
     const { runtime } = this.deps
+    this.habits.startedAnew()
     try {
       await runtime.up(this.computer)
       this.oomKillsBefore = runtime.oomKills(this.computer)
@@ -97,6 +103,28 @@ export class AgentTree {
     if (row.image) this.images.dropLater(row.image)
   }
 
+  /** The memory of the frozen agent to swap; `signal` ends that half way. @throws Error; the agent is frozen as before */
+  async reclaim(row: AgentRow, signal: AbortSignal): Promise<void> {
+    const { runtime, metrics } = this.deps
+    const result = await runtime.reclaimAgent(this.computer, signal).catch((thrown) => {
+      this.record.say(`reclaim failed: ${messageOf(thrown)}`)
+      throw thrown
+    })
+    if (signal.aborted) return
+    this.reclaimed = { generation: row.generation, at: performance.now() }
+    const [swapped, resident] = [result.swappedBytes, result.residentBytes].map((bytes) => (bytes / MB).toFixed(1))
+    const durationMs = Math.round(result.durationMs)
+    this.record.say(`reclaimed (llm), ${swapped} MB to swap in ${durationMs} ms, ${resident} MB stay`)
+    metrics.inc('orb_reclaims_total')
+    metrics.observe('orb_reclaim_seconds', result.durationMs / 1000)
+  }
+
+  /** For how long the agent's memory has been in swap; null: it is not. */
+  reclaimedMs(row: AgentRow | null): number | null {
+    if (!row || this.reclaimed?.generation !== row.generation) return null
+    return performance.now() - this.reclaimed.at
+  }
+
   /** From RAM to disk. @throws OrbError checkpoint_failed, disk_full, agent_failed; but for the last the agent goes on */
   async dump(row: AgentRow, reason: SleepReason): Promise<Slept> {
     const { runtime, metrics } = this.deps
@@ -105,6 +133,7 @@ export class AgentTree {
       throw agentFailed('demote')
     }
     const wasFrozen = row.phase === 'frozen'
+    const wasReclaimed = this.reclaimedMs(row) !== null
     const image = `${row.generation + 1}`
     const llmOutstanding = this.owner.outstanding() > 0
     const begun = this.beginDump(row, { image, sleepReason: reason, llmOutstanding })
@@ -119,6 +148,8 @@ export class AgentTree {
     // The image is all that there is of the agent now. Should this fail, the next start finds the row as it stands.
     const durationMs = Math.round(written.durationMs)
     this.ownImage = true
+    // With what it takes to read its memory from swap this would say too much of the next one.
+    this.habits.dumped(wasReclaimed ? null : durationMs)
     this.record.save(begun, { phase: 'checkpointed', pid: null, imageBytes: written.bytes, failureMessage: null })
     this.record.say(`checkpointed (${reason}), ${written.bytes} bytes in ${durationMs} ms`)
     this.images.syncLater(image)
@@ -144,6 +175,7 @@ export class AgentTree {
       await this.end(begun)
       return agentFailed('demote')
     }
+    this.habits.dumpFailed()
     if (!stay) runtime.thawAgent(this.computer)
     const message = thrown instanceof CriuError ? thrown.reason : messageOf(thrown)
     const phase = stay ? 'frozen' : 'running'
@@ -176,6 +208,7 @@ export class AgentTree {
       throw new OrbError('restore_failed', told, {}, { cause: thrown })
     })
     const lastWakeMs = Math.round(restored.durationMs)
+    this.habits.restored(lastWakeMs)
     const awake: Partial<AgentRow> = {
       phase: 'running',
       pid: runtime.agentPid(this.computer),
