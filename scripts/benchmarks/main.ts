@@ -11,6 +11,7 @@ import { tableOf } from './table.ts'
 /** In the order in which they run. Each file exports its `benchmark`. */
 const BENCHMARKS: Record<string, () => Promise<{ benchmark: Benchmark }>> = {
   wake: () => import('./wake.ts'),
+  reclaim: () => import('./reclaim.ts'),
   proxy: () => import('./proxy.ts'),
   streams: () => import('./streams.ts'),
   'wake-1gb': () => import('./wake-1gb.ts'),
