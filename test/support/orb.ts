@@ -29,6 +29,8 @@ export interface OrbOptions {
   binary?: string
   /** Where its data directory is made. */
   parentDir?: string
+  /** A module that is loaded ahead of orb's own; it is then run from the sources. */
+  preload?: string
 }
 
 export interface Answer {
@@ -87,7 +89,8 @@ export class Orb {
     const prefix = `10.${anyOf(64, 250)}.${anyOf(0, 255)}`
     this.gateway = `${prefix}.1`
     const binary = options.binary ?? process.env['ORB_TEST_BINARY']
-    this.command = binary ? [binary] : [process.execPath, MAIN]
+    const fromSources = [process.execPath, ...(options.preload ? ['--preload', options.preload] : []), MAIN]
+    this.command = binary && !options.preload ? [binary] : fromSources
     this.env = {
       PATH: process.env['PATH'] ?? '',
       HOME: process.env['HOME'] ?? '/root',

@@ -10,7 +10,7 @@ import { Ladder, type LadderOptions } from './ladder.ts'
 import { agentFailed, decide, isSettled, type Step, type Wish } from './machine.ts'
 import { chooseSleep } from './policy.ts'
 import { AgentRecord } from './record.ts'
-import { isAtRest, recoverAgent } from './recovery.ts'
+import { isAtRest, type RecoveryContext, recoverAgent } from './recovery.ts'
 import { situationOf } from './situation.ts'
 import type { Slots } from './slots.ts'
 import { AgentTree, type Slept, type TreeDeps } from './tree.ts'
@@ -254,15 +254,11 @@ export class Life {
    * `over` when all is done about it. Null: there is nothing to do. @param criu what works on images now
    */
   recover(rebooted: boolean, criu: CriuProcess[], gates: RecoveryGates): Recovering | null {
-    const { computer, record, tree } = this
-    const { runtime, slots } = this.deps
-    const answered = () => this.later(async () => void (await this.wakeNow('llm')))
-    const resumeCalls = () => this.deps.resumeCalls(computer.id, answered)
-    const context = { runtime, slots, computer, record, tree, criu, resumeCalls }
+    const context = this.recovery(criu)
     if (isAtRest(context)) return null
     const { promise: known, resolve } = Promise.withResolvers<void>()
-    const over = this.serial(async () => {
-      const rest = await gates.look.run('restore', () => recoverAgent(context, rebooted))
+    const over = this.turn(async () => {
+      const rest = await gates.look.run('restore', () => recoverAgent(context, { rebooted, restarted: true }))
       resolve()
       if (rest) await gates.rest.run('restore', rest)
     })
@@ -339,7 +335,40 @@ export class Life {
     )
   }
 
+  private recovery(criu: CriuProcess[]): RecoveryContext {
+    const { computer, record, tree } = this
+    const { runtime, slots } = this.deps
+    const answered = () => this.later(async () => void (await this.wakeNow('llm')))
+    const resumeCalls = () => this.deps.resumeCalls(computer.id, answered)
+    return { runtime, slots, computer, record, tree, criu, resumeCalls }
+  }
+
+  /** A transition that broke off half way, as when its outcome could not be written down, is judged as after a crash. */
+  private async mend(): Promise<void> {
+    const row = this.row()
+    if (!row || isSettled(row.phase)) return
+    const context = this.recovery(this.deps.runtime.checkpoints.running())
+    const rest = await recoverAgent(context, { rebooted: false, restarted: false })
+    await rest?.()
+  }
+
+  private async mendingAfter<T>(work: () => Promise<T>): Promise<T> {
+    await this.mend()
+    try {
+      return await work()
+    } catch (thrown) {
+      await this.mend().catch((error) =>
+        log('error', 'a broken transition could not be mended yet', { computer: this.computer.shortId, error }),
+      )
+      throw thrown
+    }
+  }
+
   private serial<T>(work: () => Promise<T>): Promise<T> {
+    return this.turn(() => this.mendingAfter(work))
+  }
+
+  private turn<T>(work: () => Promise<T>): Promise<T> {
     if (this.deletion.signal.aborted) return Promise.reject(new OrbError('not_found', 'no such computer'))
     this.busy++
     const turn = this.queue.then(work).finally(() => {

@@ -32,15 +32,23 @@ export function isAtRest({ runtime, computer, record, criu }: Omit<RecoveryConte
   return quiet && !row?.llmOutstanding && runtime.isAtRest(computer, row?.image ?? null, criu)
 }
 
-/** After a start of orb: makes a computer be there, and its agent and the database agree. */
-export async function recoverAgent(context: RecoveryContext, rebooted: boolean): Promise<Rest | undefined> {
+/** What happened since the agent's row was written. */
+export interface Since {
+  /** The machine has booted. */
+  rebooted: boolean
+  /** Orb has been started: connections that it held are dead. */
+  restarted: boolean
+}
+
+/** Makes a computer be there, and its agent and the database agree: after a start of orb, or a step that broke off. */
+export async function recoverAgent(context: RecoveryContext, since: Since): Promise<Rest | undefined> {
   const { runtime, computer, record, tree } = context
   await runtime.up(computer)
   // Steps of a build whose orb is gone: nobody reads them any more.
-  await runtime.killCommands(computer, ['build'])
+  if (since.restarted) await runtime.killCommands(computer, ['build'])
   const row = record.row()
   if (!row) return undefined
-  const facts = await factsOf(context, row, rebooted)
+  const facts = await factsOf(context, row, since.rebooted)
   await runtime.checkpoints.removeOtherImages(computer, row.image)
   const recovery = recover(row.phase, facts)
   if (recovery !== 'keep') log('info', 'agent found', { computer: computer.shortId, phase: row.phase, recovery })
@@ -52,9 +60,9 @@ export async function recoverAgent(context: RecoveryContext, rebooted: boolean):
       return undefined
     case 'kill_and_sleep':
       await runtime.killAgent(computer)
-      return sleepOn(context, row)
+      return sleepOn(context, row, since)
     case 'sleep':
-      return sleepOn(context, row)
+      return sleepOn(context, row, since)
     case 'ended':
       await tree.clear(row)
       await tree.end(row)
@@ -89,11 +97,11 @@ async function factsOf(context: RecoveryContext, row: AgentRow, rebooted: boolea
   return { ...image, alive: runtime.agentAlive(computer), exited, rebooted }
 }
 
-function sleepOn(context: RecoveryContext, row: AgentRow): Rest | undefined {
+function sleepOn(context: RecoveryContext, row: AgentRow, since: Since): Rest | undefined {
   const { slots, record, tree } = context
   const asleep = record.step(row, { phase: 'checkpointed', pid: null })
   if (row.image) tree.images.syncLater(row.image)
-  if (!row.llmOutstanding) return undefined
+  if (!since.restarted || !row.llmOutstanding) return undefined
   // Its connections died with the orb that held them. Once it wakes it sees a reset, and its client library asks again.
   if (!context.resumeCalls()) return () => slots.run('restore', () => tree.restore(asleep, 'recovery'))
   record.say('orb was restarted and fetches the answer that it waits for')
