@@ -297,10 +297,14 @@ export class Runtime {
   /** Stops the agent's tree in place. @throws Error when it does not stop; it then runs on */
   async freezeAgent(spec: ComputerSpec): Promise<void> {
     const name = objectName(spec.shortId)
-    this.cgroups.setFrozen(name, true)
-    if (await until(() => this.cgroups.isFrozen(name), FREEZE_TIMEOUT_MS)) return
-    this.cgroups.setFrozen(name, false)
-    throw new Error('the agent could not be frozen')
+    try {
+      this.cgroups.setFrozen(name, true)
+      if (await until(() => this.cgroups.isFrozen(name), FREEZE_TIMEOUT_MS)) return
+      throw new Error('the agent could not be frozen')
+    } catch (thrown) {
+      this.cgroups.setFrozen(name, false)
+      throw thrown
+    }
   }
 
   /** Lets the agent's tree run on; of a reclaimed one, what it used last comes back meanwhile. */

@@ -64,10 +64,12 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
     await runtime.down(computer)
     await registry.remove(computer)
     deps.forgetCalls(computer.id)
-    // The row goes before the files: what a crash leaves without a row is cleared away at the next start.
     store.computers.remove(computer.id)
     deps.configs.forget(computer.id)
-    await runtime.erase(computer)
+    // The row goes before the files: files without a row, after a crash or a failure here, are cleared away later.
+    await runtime
+      .erase(computer)
+      .catch((error) => log('error', 'files of a deleted computer are still there', { id: computer.id, error }))
   }
 
   return {

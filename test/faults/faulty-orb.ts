@@ -13,6 +13,15 @@ const Report = z.object({ count: z.number(), fired: z.string() })
 /** No transition has as many operations: one that seems to is going round in circles. */
 const MOST_OPERATIONS = 3000
 
+export interface Round {
+  /** Without a fault. */
+  prepare?(): Promise<unknown>
+  /** May reject when orb is killed. */
+  work(): Promise<unknown>
+  /** What must hold afterwards. */
+  check(): Promise<void>
+}
+
 export class FaultyOrb {
   private constructor(
     readonly orb: Orb,
@@ -33,30 +42,35 @@ export class FaultyOrb {
   }
 
   /**
-   * Does `work` over and over, with a fault at its first operation, at its second, and so on until it has no more;
-   * `check` is then told what the fault was. A killed orb is started again in between.
-   * Returns how many faults there were.
+   * Does `work` over and over, with a fault at its first operation, at its second, and so on until it has no more.
+   * A killed orb is started again before `check`. Returns how many faults there were.
    */
-  async atEach(mode: Mode, work: () => Promise<unknown>, check: (fault: string) => Promise<void>): Promise<number> {
+  async atEach(mode: Mode, { prepare, work, check }: Round): Promise<number> {
     for (let nth = 1; nth <= MOST_OPERATIONS; nth++) {
+      await prepare?.()
       await this.tell('arm', { nth, mode })
-      const died = await work().then(
-        () => false,
-        (error: unknown) => {
-          if (mode === 'kill') return true
-          throw error
-        },
+      // In the midst of a kill nothing that is asked of orb need succeed.
+      await work().catch((error) => (mode === 'kill' ? undefined : Promise.reject(error)))
+      const { fired, died } = await this.tell('disarm').then(
+        ({ fired }) => ({ fired, died: false }),
+        () => ({ fired: 'killed', died: true }),
       )
-      const { fired } = died ? { fired: `operation ${nth}` } : await this.tell('disarm')
       if (died) await this.again()
-      await check(`${nth}: ${fired}`).catch((error) => {
-        throw new Error(
-          `after a fault (${mode}) at operation ${nth}, ${fired}: ${error}\n--- log of orb:\n${this.orb.log.split('\n').slice(-30).join('\n')}`,
-        )
+      await check().catch((error) => {
+        const log = this.orb.log.split('\n').filter((line) => !line.includes(' info request '))
+        throw new Error(`after a fault (${mode}) at operation ${nth}, ${fired}: ${error}\n${log.slice(-20).join('\n')}`)
       })
       if (fired === '') return nth - 1
     }
     throw new Error(`still not over after ${MOST_OPERATIONS} operations`)
+  }
+
+  /** Whether orb runs. */
+  alive(): Promise<boolean> {
+    return this.tell('look').then(
+      () => true,
+      () => false,
+    )
   }
 
   private async again(): Promise<void> {
@@ -64,7 +78,7 @@ export class FaultyOrb {
     await this.orb.restart()
   }
 
-  private async tell(path: 'arm' | 'disarm', order: object = {}) {
+  private async tell(path: 'arm' | 'disarm' | 'look', order: object = {}) {
     const init = { method: 'POST', body: JSON.stringify(order), unix: this.orb.env['FAULTS_SOCKET'] }
     return Report.parse(await (await fetch(`http://orb/${path}`, init)).json())
   }

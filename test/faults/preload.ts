@@ -5,7 +5,7 @@
  * imports.
  *
  *     POST /arm {"nth": 12, "mode": "fail" | "kill"}
- *     POST /disarm → {"count": 40, "fired": "fs.writeFileSync /sys/…"}
+ *     POST /disarm, /look → {"count": 40, "fired": "fs.writeFileSync /sys/…"}
  */
 import { Database } from 'bun:sqlite'
 import * as fs from 'node:fs'
@@ -133,11 +133,11 @@ fs.rmSync(socket, { force: true })
 Bun.serve({
   unix: socket,
   async fetch(request) {
-    if (new URL(request.url).pathname === '/arm') {
+    const { pathname } = new URL(request.url)
+    if (pathname === '/arm') {
       Object.assign(state, Order.parse(await request.json()), { armed: true, count: 0, fired: '' })
-    } else {
-      state.armed = false
     }
+    if (pathname === '/disarm') state.armed = false
     return Response.json({ count: state.count, fired: state.fired })
   },
 })

@@ -1,3 +1,4 @@
+import { log } from '../../log.ts'
 import type { CallOutcome, LlmCall } from '../../proxy/types.ts'
 import type { Choice } from './policy.ts'
 
@@ -153,12 +154,24 @@ export class Ladder {
   }
 
   private sampleCpu(): void {
-    this.cpu = { at: performance.now(), us: this.agent.cpuUs() }
+    const us = this.cpuUs()
+    if (us !== null) this.cpu = { at: performance.now(), us }
+  }
+
+  /** Null: it cannot be told now. */
+  private cpuUs(): number | null {
+    try {
+      return this.agent.cpuUs()
+    } catch (error) {
+      log('warn', 'the CPU time of an agent cannot be read', { error })
+      return null
+    }
   }
 
   private isBusy(): boolean {
     const now = performance.now()
-    const us = this.agent.cpuUs()
+    const us = this.cpuUs()
+    if (us === null) return true
     const elapsedUs = Math.max(1, now - this.cpu.at) * 1000
     const percent = ((us - this.cpu.us) / elapsedUs) * 100
     this.cpu = { at: now, us }
