@@ -55,6 +55,8 @@ export class FaultyOrb {
         ({ fired }) => ({ fired, died: false }),
         () => ({ fired: 'killed', died: true }),
       )
+      if (died && mode === 'fail')
+        throw new Error(`operation ${nth} failed and orb died of it:\n${this.orb.log.slice(-4000)}`)
       if (died) await this.again()
       await check().catch((error) => {
         const log = this.orb.log.split('\n').filter((line) => !line.includes(' info request '))

@@ -265,12 +265,21 @@ export class AgentTree {
   private watch(): void {
     this.unwatch()
     this.watcher = this.deps.runtime.watchAgent(this.computer, () => {
-      if (this.deps.runtime.agentAlive(this.computer)) return
+      if (this.seemsAlive()) return
       this.announceEnd()
       this.owner.later(() => this.noticeEnd())
     })
     // It may have ended between the last look and the watch.
     if (!this.deps.runtime.agentAlive(this.computer)) this.announceEnd()
+  }
+
+  /** For a callback of the kernel's, where nobody catches: what cannot be looked at is looked at in a turn of its own. */
+  private seemsAlive(): boolean {
+    try {
+      return this.deps.runtime.agentAlive(this.computer)
+    } catch {
+      return false
+    }
   }
 
   private announceEnd(): void {
