@@ -119,7 +119,7 @@ export class Cgroups {
       writeFileSync(join(dir, 'memory.limit_in_bytes'), String(limits.hardBytes))
       if (existsSync(total)) writeFileSync(total, String(limits.hardBytes))
       writeFileSync(join(dir, 'memory.soft_limit_in_bytes'), String(limits.softBytes))
-      for (const leaf of ['agent', 'rest']) writeFileSync(join(dir, leaf, 'memory.swappiness'), '0')
+      for (const leaf of ['', 'agent']) writeFileSync(join(dir, leaf, 'memory.swappiness'), '0')
     } else {
       // Protection is shared out from above: a parent without any would leave its children none.
       writeFileSync(join(this.root, PARENT, 'memory.low'), 'max')
