@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 export type Situation = 'idle' | 'plain' | 'stream'
-export type WayName = 'checkpoint'
+export type WayName = 'checkpoint' | 'reclaim'
 
 export const SITUATIONS: Situation[] = ['idle', 'plain', 'stream']
 

@@ -92,15 +92,16 @@ const header = (): string => `# What sleeps and wakes
 Made by \`./scripts/checkpoint-matrix\`, which runs \`test/checkpoint\` and writes this file; not edited by hand. This run: kernel
 ${release()}, CRIU ${criuVersion()}, ${cpus().length} cores, ${Math.round(totalmem() / GIB)} GiB of memory.
 
-Each cell is an agent in a computer of its own. It is put to sleep, has then no process, is woken by what wakes it in life, and proves
-that nothing of its state was lost or came twice:
+Each cell is an agent in a computer of its own. It is put to sleep, has then no process (checkpoint) or hardly any memory (reclaim), is
+woken by what wakes it in life, and proves that nothing of its state was lost or came twice:
 
 - **idle**: demoted, woken by a public request to its own server, or by promote where it has none that it needs.
 - **waiting for an answer**: sent to sleep by the freeze ladder during an LLM call, woken by the answer.
 - **in the middle of a stream**: demoted while an event stream is open and silent after its first events, woken by the next one.
 
 *works* is followed by the size of the checkpoint, and by what the dump and the restore took, in that order. The restore is over when the
-agent runs; its pages follow as it touches them. *refused*: orb said why and the agent went on unharmed.
+agent runs; its pages follow as it touches them. With reclaim it is what went to swap and how long that took: orb chooses it for agents that wait
+for an answer, so that there is no other column. *refused*: orb said why and the agent went on unharmed.
 
 Known to be lost in a checkpoint: UDP datagrams on the way inside the computer, and the signal of an \`alarm\` that runs out while the agent is frozen.
 `

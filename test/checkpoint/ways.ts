@@ -1,12 +1,19 @@
 /** The ways to sleep, each through the API and the settings that a user has. */
 import { expect } from 'bun:test'
-import { until } from '../support/sweep.ts'
+import { memoryOf, until } from '../support/sweep.ts'
 import type { MatrixAgent } from './agent.ts'
 import { SITUATIONS, type Situation, type WayName } from './programs.ts'
-import type { Upstream } from './upstream.ts'
+import { type Upstream, wholeAnswer } from './upstream.ts'
 
 const MB = 1024 * 1024
 const SLEEP_TIMEOUT_MS = 60_000
+
+/** Questions that are answered soon teach orb that this agent's waits are short: as many as it wants to have seen. */
+const KNOWN_WAITS = 4
+/** After the agent went to sleep: too soon for a dump to have repaid itself. */
+const SHORT_WAIT_MS = 1000
+/** What stays of an agent in swap: page tables, kernel stacks, and what a busy machine adds. */
+const RESIDENT_BYTES = 12 * MB
 
 export interface Sleep {
   /** Why orb would not, or null when the agent sleeps. */
@@ -71,7 +78,37 @@ const CHECKPOINT: Way = {
   },
 }
 
-export const WAYS: Way[] = [CHECKPOINT]
+const TO_SLEEP = /^(checkpoint|reclaim)/
+
+const RECLAIM: Way = {
+  name: 'reclaim',
+  env: { ORB_SWAP_GB: '4' },
+  // Demote is a wish for the disk.
+  situations: ['plain'],
+  async prepare(agent, upstream) {
+    const questions = Array.from({ length: KNOWN_WAITS }, (_, index) => `${agent.computer.shortId}-known-${index}`)
+    upstream.hold(...questions)
+    const asleep = await nextLine(agent, TO_SLEEP)
+    for (const question of questions) await agent.ask(question, 'plain')
+    await asleep()
+    await Bun.sleep(SHORT_WAIT_MS)
+    upstream.release(...questions)
+    for (const question of questions) expect(await agent.answer(question)).toBe(wholeAnswer(question, 'plain'))
+  },
+  async sleep(agent) {
+    const line = await (await nextLine(agent, TO_SLEEP))()
+    const [, megabytes, ms] = /^reclaimed \(llm\), ([\d.]+) MB to swap in (\d+) ms/.exec(line) ?? []
+    if (megabytes === undefined) return { refused: line, bytes: null, sleepMs: null }
+    return { refused: null, bytes: Number(megabytes) * MB, sleepMs: Number(ms) }
+  },
+  async expectAsleep({ computer }) {
+    expect((await computer.agent())?.state).toBe('frozen')
+    expect(memoryOf(`${computer.name}/agent`)).toBeLessThan(RESIDENT_BYTES)
+  },
+  wakeMs: () => Promise.resolve(null),
+}
+
+export const WAYS: Way[] = [CHECKPOINT, RECLAIM]
 
 /** Call the result for the next of orb's own lines that `matches`, once it is there. */
 async function nextLine({ computer }: MatrixAgent, matches: RegExp): Promise<() => Promise<string>> {
