@@ -19,6 +19,8 @@ const CONTINUE = Buffer.from('HTTP/1.1 100 Continue\r\n\r\n')
 
 /** One connection of a process in a computer: takes its requests one after another. */
 export class AgentConnection implements TurnIo {
+  /** At its other end. */
+  readonly port: number
   private readonly parser: RequestParser
   private turn: Turn | null = null
   private backlog: Buffer[] = []
@@ -40,6 +42,7 @@ export class AgentConnection implements TurnIo {
     private readonly accepting: () => boolean,
     private readonly onClosed: (connection: AgentConnection) => void,
   ) {
+    this.port = socket.remotePort
     this.parser = new RequestParser({
       onHead: (head) => this.onHead(head),
       onBody: (bytes) => this.onBody(bytes),

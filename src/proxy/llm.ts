@@ -39,6 +39,8 @@ export interface LlmProxy {
    * connections are broken off, and what it slept through is kept for a replay.
    */
   drop(computerId: string): void
+  /** The ports at the other end of a computer's open connections. */
+  heldPorts(computerId: string): ReadonlySet<number>
   /** The agent that asked is no more, or the computer: nothing of its calls stays. */
   forget(computerId: string): void
   /**
@@ -114,11 +116,15 @@ export function startLlmProxy(options: LlmProxyOptions): LlmProxy {
     for (const connection of [...(connections.get(computerId) ?? [])]) connection.abort()
   }
 
+  const heldPorts = (computerId: string): Set<number> =>
+    new Set([...(connections.get(computerId) ?? [])].map(({ port }) => port))
+
   const all = (): AgentConnection[] => [...connections.values()].flatMap((set) => [...set])
 
   return {
     port: listener.port,
     drop,
+    heldPorts,
     forget(computerId) {
       drop(computerId)
       kept.forget(computerId)

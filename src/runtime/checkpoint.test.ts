@@ -13,7 +13,7 @@ import {
 import { join } from 'node:path'
 import { z } from 'zod'
 import { TestServer, tableOf } from '../../test/support/network.ts'
-import { shell, startRuntime, type TestRuntime } from '../../test/support/runtime.ts'
+import { allHeld, noneHeld, shell, startRuntime, type TestRuntime } from '../../test/support/runtime.ts'
 import { processesIn, until } from '../../test/support/sweep.ts'
 import type { ComputerRow } from '../store/types.ts'
 import { Cgroups } from './cgroup.ts'
@@ -144,7 +144,7 @@ describe('to disk and back', () => {
       expect(orb.runtime.agentMemory(computer)).toBeLessThan(4 * MIB)
       // What comes while it sleeps.
       tell(image)
-      await orb.runtime.checkpoints.restore(computer, image, false)
+      await orb.runtime.checkpoints.restore(computer, image, false, allHeld)
       const same = { told: image, piped: image, memory: true, deleted: 'still readable', pid }
       expect(await answer()).toMatchObject({ ...same, count: 2 * index + 2 })
       await shell(orb.runtime, computer, `touch /agent/data/new-${image}`)
@@ -187,7 +187,7 @@ while connection.recv(100):
     const peer = proxy.peers[known]
     if (!peer) throw new Error('no connection')
     peer.received = ''
-    await orb.runtime.checkpoints.restore(computer, IMAGE, false)
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false, allHeld)
     peer.write('read\n')
     await eventually(() => peer.received.endsWith('\n'), 'the agent’s answer')
     expect(JSON.parse(peer.received)).toEqual([true, 'changed'])
@@ -217,7 +217,7 @@ while connection.recv(100):
   test('its end is known also after it was restored', async () => {
     await startAgent(1)
     await sleep()
-    await orb.runtime.checkpoints.restore(computer, IMAGE, false)
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false, allHeld)
     const pid = orb.runtime.agentPid(computer)
     process.kill(pid ?? 0, 'SIGTERM')
     await eventually(() => !orb.runtime.agentAlive(computer), 'the end')
@@ -242,7 +242,7 @@ while connection.recv(100):
   test('a reset proxy connection is told to the agent at once', async () => {
     await startAgent(1)
     await sleep()
-    await orb.runtime.checkpoints.restore(computer, IMAGE, true)
+    await orb.runtime.checkpoints.restore(computer, IMAGE, true, noneHeld)
     const log = join(orb.runtime.paths(computer).rootfs, 'var/log/orb/agent.log')
     await eventually(() => readFileSync(log, 'utf8').includes('ECONNABORTED'), 'the reset')
   })
@@ -311,7 +311,7 @@ describe('what fails', () => {
       writeFileSync(file, bytes)
     }
     const left = readdirSync(dir)
-    const thrown = await orb.runtime.checkpoints.restore(computer, IMAGE, true).catch((error) => error)
+    const thrown = await orb.runtime.checkpoints.restore(computer, IMAGE, true, noneHeld).catch((error) => error)
     expect(thrown).toBeInstanceOf(ImageError)
     expect(thrown.message).toContain(name)
     expect([processes(), orb.runtime.agentAlive(computer), await locked()]).toEqual([[], false, true])
@@ -319,7 +319,7 @@ describe('what fails', () => {
     // And once the image is whole again, so is the agent.
     cpSync(whole, dir, { recursive: true })
     rmSync(whole, { recursive: true })
-    await orb.runtime.checkpoints.restore(computer, IMAGE, false)
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false, allHeld)
     tell('again')
     expect(await answer()).toMatchObject({ told: 'again', count: 1, memory: true })
   })
@@ -332,12 +332,12 @@ describe('what fails', () => {
     rmSync(join(dir, 'manifest.json'))
     const core = readFileSync(join(dir, 'core-1.img'))
     truncateSync(join(dir, 'core-1.img'), 20)
-    const thrown = await orb.runtime.checkpoints.restore(computer, IMAGE, false).catch((error) => error)
+    const thrown = await orb.runtime.checkpoints.restore(computer, IMAGE, false, allHeld).catch((error) => error)
     expect(thrown).toBeInstanceOf(CriuError)
     await eventually(() => runningCriu(orb.dataDir).length === 0, 'the end of criu')
     expect([processes(), orb.runtime.agentAlive(computer), await locked()]).toEqual([[], false, true])
     writeFileSync(join(dir, 'core-1.img'), core)
-    await orb.runtime.checkpoints.restore(computer, IMAGE, false)
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false, allHeld)
     tell('again')
     expect(await answer()).toMatchObject({ told: 'again', count: 1, memory: true })
   })
@@ -345,7 +345,7 @@ describe('what fails', () => {
   test('a page daemon that dies before all pages are in is noticed', async () => {
     await startAgent(300)
     await sleep()
-    await orb.runtime.checkpoints.restore(computer, IMAGE, false)
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false, allHeld)
     const drained = orb.runtime.checkpoints.drained(computer)
     const daemons = runningCriu(orb.dataDir)
     expect(new Set(daemons.map(({ operation }) => operation))).toEqual(new Set(['lazy-pages']))
@@ -355,7 +355,7 @@ describe('what fails', () => {
   })
 
   test('an image that is not there', async () => {
-    await expect(orb.runtime.checkpoints.restore(computer, 'none', false)).rejects.toThrow()
+    await expect(orb.runtime.checkpoints.restore(computer, 'none', false, allHeld)).rejects.toThrow()
     expect(orb.runtime.agentAlive(computer)).toBe(false)
     await orb.runtime.checkpoints.removeImage(computer, 'none')
   })
@@ -387,7 +387,7 @@ describe('an orb that is killed in the middle of a dump', () => {
     try {
       expect(await next.checkpoints.settle(computer, IMAGE, false)).toEqual({ imageComplete: true, restored: false })
       expect([next.agentAlive(computer), await locked()]).toEqual([false, true])
-      await next.checkpoints.restore(computer, IMAGE, false)
+      await next.checkpoints.restore(computer, IMAGE, false, allHeld)
       expect(await answer()).toMatchObject({ told: 'while nobody is there', count: 2, memory: true })
       expect(await next.checkpoints.settle(computer, IMAGE, false)).toEqual({ imageComplete: true, restored: true })
       expect(await next.checkpoints.drained(computer)).toBe(true)

@@ -12,6 +12,7 @@ import { checkImage, hasManifest, ImageError, noteHashes, noteSizes } from './im
 import { mendImage } from './image-mend.ts'
 import * as launcher from './launcher.ts'
 import { errnoCode } from './libc.ts'
+import type { Ports } from './netlink.ts'
 import type { Network } from './network.ts'
 import {
   holdOpenFiles,
@@ -155,11 +156,16 @@ export class Checkpoints {
 
   /**
    * Brings the agent back from the image; it runs, and its connections are open, when this returns.
-   * @param foreign a former orb made the image: all of it is read to see whether it is whole, and the connections to the
-   *   LLM proxy that that orb held are reset first
+   * @param foreign a former orb made the image: all of it is read to see whether it is whole
+   * @param held ports of the agent's connections to the LLM proxy whose other end is still there; the others are reset first
    * @throws CriuError, ImageError; the image is kept, nothing of a half restored tree stays
    */
-  async restore(spec: ComputerSpec, image: string, foreign: boolean): Promise<{ durationMs: number }> {
+  async restore(
+    spec: ComputerSpec,
+    image: string,
+    foreign: boolean,
+    held: () => Ports,
+  ): Promise<{ durationMs: number }> {
     const started = performance.now()
     const name = objectName(spec.shortId)
     const dir = this.imageDir(spec, image)
@@ -167,18 +173,22 @@ export class Checkpoints {
     if (!(await isComplete(dir))) throw new ImageError('the checkpoint is not whole')
     await checkImage(dir, foreign)
     await this.host.up(spec)
+    const { connections, emptyShm } = readNotes(dir)
     const putBack = prepareOpenFiles(this.layers(spec), dir, image)
     try {
       this.network.expectApps(spec.shortId, true)
       const { drained } = await this.criu.restore({
-        ...this.target(spec, readNotes(dir).emptyShm),
+        ...this.target(spec, emptyShm),
         shmBytes: shmBytes(spec),
         dir,
         cgroups: this.cgroups.joinFiles(name, 'agent'),
         timeoutMs: CRIU_TIMEOUT_MS,
       })
       this.trackDraining(spec.id, drained)
-      if (foreign) this.network.resetProxyConnections(spec.shortId, this.cgroups.agentId(name))
+      const open = held()
+      if (connections.some((one) => this.network.leadsToProxy(one) && !open.has(one.local.port))) {
+        this.network.resetProxyConnections(spec.shortId, this.cgroups.agentId(name), open)
+      }
       this.network.unlock(spec.shortId)
       return { durationMs: performance.now() - started }
     } catch (thrown) {

@@ -214,6 +214,12 @@ export interface Endpoint {
   port: number
 }
 
+/** A set of ports. */
+export type Ports = Pick<ReadonlySet<number>, 'has'>
+
+export const sameEndpoint = (one: Endpoint, other: Endpoint): boolean =>
+  one.port === other.port && Buffer.compare(one.address, other.address) === 0
+
 /** A TCP connection over IPv4, also one of an IPv6 socket. */
 export interface Connection {
   local: Endpoint
@@ -260,11 +266,11 @@ export class SocketDiag {
 
   /**
    * Resets the cgroup's connections to `remote`: the program sees ECONNABORTED at once instead of waiting for an answer
-   * that cannot come. Returns how many there were.
+   * that cannot come. Returns how many there were. @param kept local ports of those that stay
    */
-  reset(cgroup: bigint, remote: Endpoint): number {
+  reset(cgroup: bigint, remote: Endpoint, kept: Ports): number {
     const doomed = this.list(cgroup).filter(
-      (found) => found.remote.port === remote.port && Buffer.compare(found.remote.address, remote.address) === 0,
+      (found) => sameEndpoint(found.remote, remote) && !kept.has(found.local.port),
     )
     for (const { family, id } of doomed) {
       const sequence = this.netlink.nextSequence()

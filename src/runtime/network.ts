@@ -5,7 +5,7 @@ import { log } from '../log.ts'
 import { type AppSocket, AppSockets } from './app-socket.ts'
 import { run } from './command.ts'
 import { errnoCode } from './libc.ts'
-import { type Connection, NftSets, SocketDiag } from './netlink.ts'
+import { type Connection, NftSets, type Ports, SocketDiag, sameEndpoint } from './netlink.ts'
 import { networkRules } from './network-rules.ts'
 import { objectName } from './paths.ts'
 import { reservePorts } from './reserved-ports.ts'
@@ -261,9 +261,13 @@ export class Network {
     return this.diag(shortId).cgroupOf({ local, remote: this.proxyEndpoint })
   }
 
-  /** Resets the cgroup's connections to the LLM proxy, whose other end is gone. Returns how many there were. */
-  resetProxyConnections(shortId: string, cgroup: bigint): number {
-    return this.diag(shortId).reset(cgroup, this.proxyEndpoint)
+  /** Resets the cgroup's connections to the LLM proxy, but for those whose other end (at these ports) is not gone. Returns how many. */
+  resetProxyConnections(shortId: string, cgroup: bigint, kept: Ports = new Set()): number {
+    return this.diag(shortId).reset(cgroup, this.proxyEndpoint, kept)
+  }
+
+  leadsToProxy({ remote }: Connection): boolean {
+    return sameEndpoint(remote, this.proxyEndpoint)
   }
 
   /** Takes this orb's rules and its gateway address away; computers must be gone. */

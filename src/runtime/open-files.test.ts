@@ -3,7 +3,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, setDefaul
 import { cpSync, existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { z } from 'zod'
-import { shell, startRuntime, type TestRuntime } from '../../test/support/runtime.ts'
+import { allHeld, noneHeld, shell, startRuntime, type TestRuntime } from '../../test/support/runtime.ts'
 import { until } from '../../test/support/sweep.ts'
 import type { ComputerRow } from '../store/types.ts'
 
@@ -86,7 +86,7 @@ async function sleep(image = IMAGE): Promise<void> {
 }
 
 async function wake(image = IMAGE): Promise<void> {
-  await orb.runtime.checkpoints.restore(computer, image, false)
+  await orb.runtime.checkpoints.restore(computer, image, false, allHeld)
   expect(await orb.runtime.checkpoints.drained(computer)).toBe(true)
   await orb.runtime.checkpoints.removeImage(computer, image)
 }
@@ -98,7 +98,7 @@ const leftovers = () => [
 ]
 
 const refusal = (): Promise<string> =>
-  orb.runtime.checkpoints.restore(computer, IMAGE, false).then(
+  orb.runtime.checkpoints.restore(computer, IMAGE, false, allHeld).then(
     () => 'it was restored',
     (thrown) => String(thrown.message),
   )
@@ -287,7 +287,7 @@ describe('a base directory that changes under a sleeping agent', () => {
   test('in a file that it does not use: it wakes', async () => {
     writeFileSync(join(base, 'usr/bin/sleep.new'), 'another program')
     writeFileSync(join(base, 'etc/motd'), 'changed')
-    await own.runtime.checkpoints.restore(counter, IMAGE, true)
+    await own.runtime.checkpoints.restore(counter, IMAGE, true, noneHeld)
     expect(await goesOn()).toBe(true)
   })
 
@@ -296,7 +296,7 @@ describe('a base directory that changes under a sleeping agent', () => {
     renameSync(program, `${program}.old`)
     // The same size: criu alone would not see it.
     cpSync(`${program}.old`, program)
-    const restored = () => own.runtime.checkpoints.restore(counter, IMAGE, true)
+    const restored = () => own.runtime.checkpoints.restore(counter, IMAGE, true, noneHeld)
     expect(await restored().catch((thrown) => thrown.message)).toMatch(
       /^\/usr\/bin\/bash, which the agent uses, has changed on the server/,
     )

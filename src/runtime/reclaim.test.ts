@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { TestServer } from '../../test/support/network.ts'
-import { startRuntime, type TestRuntime } from '../../test/support/runtime.ts'
+import { allHeld, startRuntime, type TestRuntime } from '../../test/support/runtime.ts'
 import { until } from '../../test/support/sweep.ts'
 import type { ComputerRow } from '../store/types.ts'
 import { readMemory } from './memory.ts'
@@ -185,7 +185,7 @@ describe('an agent', () => {
     const { bytes } = await orb.runtime.checkpoints.dump(computer, '1')
     expect(bytes).toBeGreaterThan(DATA_MIB * MIB)
     expect([orb.runtime.agentMemory(computer) < 4 * MIB, orb.runtime.agentSwap(computer)]).toEqual([true, 0])
-    await orb.runtime.checkpoints.restore(computer, '1', false)
+    await orb.runtime.checkpoints.restore(computer, '1', false, allHeld)
     expect(await tell('check')).toMatchObject({ count: 1, intact: true })
   })
 
@@ -194,7 +194,7 @@ describe('an agent', () => {
     // What gives page cache back takes no memory of programs.
     await orb.runtime.freezeAgent(computer)
     await orb.runtime.checkpoints.dump(computer, '1')
-    await orb.runtime.checkpoints.restore(computer, '1', false)
+    await orb.runtime.checkpoints.restore(computer, '1', false, allHeld)
     await orb.runtime.checkpoints.drained(computer)
     expect(await tell('check')).toMatchObject({ intact: true })
     expect(orb.runtime.agentSwap(computer)).toBe(0)

@@ -120,6 +120,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     },
     checkpointProblem,
     maySleep: (computer) => configs.deployed(computer.id)?.lifecycle.sleep === 'auto',
+    heldConnections: (computerId) => proxy.heldPorts(computerId),
     dropConnections(computerId) {
       proxy.drop(computerId)
       runtime.network.breakOffApps(registry.byId(computerId).computer.shortId)

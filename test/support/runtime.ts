@@ -14,6 +14,10 @@ const FIRST_NET = 64
 const LAST_NET = 250
 const PROXY_PORT = 10_000
 
+/** For restores: orb still holds its ends of all connections, or of none. */
+export const allHeld = () => ({ has: () => true })
+export const noneHeld = () => new Set<number>()
+
 export interface TestRuntime extends AsyncDisposable {
   runtime: Runtime
   /** What it was started with: another one on the same data directory is what comes after a crash of orb. */

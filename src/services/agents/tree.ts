@@ -24,6 +24,8 @@ export interface TreeDeps {
   startOf(computer: ComputerRow): Promise<AgentStart>
   /** Its tree is gone, perhaps behind a locked network that let no word of it through: break its LLM connections off. */
   dropConnections(computerId: string): void
+  /** Ports of its connections to the LLM proxy that this orb still holds. */
+  heldConnections(computerId: string): ReadonlySet<number>
   /** The agent that made them is no more: its LLM calls end, and nothing of their answers is kept. */
   forgetCalls(computerId: string): void
 }
@@ -199,7 +201,8 @@ export class AgentTree {
     // Somebody waits: neither this nor what follows waits for a disk. After a power cut there is no process, and then a
     // row that still says `checkpointed` leads to the same as `restoring`, or `running`, does.
     const begun = this.record.step(row, { phase: 'restoring' }, 'crash')
-    const restored = await runtime.checkpoints.restore(this.computer, image, !this.ownImage).catch((thrown) => {
+    const held = () => this.deps.heldConnections(this.computer.id)
+    const restored = await runtime.checkpoints.restore(this.computer, image, !this.ownImage, held).catch((thrown) => {
       metrics.inc('orb_checkpoint_failures_total', { op: 'restore' })
       const message = thrown instanceof CriuError ? thrown.reason : messageOf(thrown)
       this.record.save(begun, { phase: 'failed', pid: null, failureReason: 'restore_failed', failureMessage: message })
