@@ -174,7 +174,7 @@ describe('an agent that cannot be dumped', () => {
     const before = await computer.state()
     await computer.sh('pkill -KILL -f trace.py')
     expect((await computer.call('POST', '/agents/demote')).status).toBe(200)
-    await computer.call('POST', '/agents/promote')
+    expect((await computer.call('POST', '/agents/promote')).json).toMatchObject({ state: 'running' })
     gates.shut('again')
     await computer.ask({ id: 'again', prompt: 'again' })
     // The pause is over as well.
