@@ -1,4 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { SignJWT, UnsecuredJWT } from 'jose'
 import { openStore, type Store } from '../store/store.ts'
 import { type Accounts, createAccounts } from './accounts.ts'
@@ -7,16 +10,21 @@ const SECRET = new Uint8Array(32).fill(7)
 const START = Date.UTC(2026, 3, 19, 4, 5)
 const HOUR_MS = 3_600_000
 
+let dir: string
 let store: Store
 let accounts: Accounts
 let clock: number
 
 beforeEach(() => {
   clock = START
-  store = openStore(':memory:')
+  dir = mkdtempSync(join(tmpdir(), 'orb-accounts-'))
+  store = openStore(join(dir, 'orb.db'))
   accounts = createAccounts({ store, jwtSecret: SECRET, registration: 'open', now: () => clock })
 })
-afterEach(() => store.close())
+afterEach(() => {
+  store.close()
+  rmSync(dir, { recursive: true })
+})
 
 const UNAUTHORIZED = expect.objectContaining({ code: 'unauthorized' })
 
