@@ -12,8 +12,9 @@ setDefaultTimeout(10 * 60_000)
 
 const AGENTS = 10
 const TRANSITIONS = 200
+const KILLS = 30
 /** Between two kills at most: long enough for several transitions, short enough to meet most of them half way. */
-const LONGEST_LIFE_MS = 2500
+const LONGEST_LIFE_MS = 2000
 /** Answers take up to this: some come before the freeze, some before the checkpoint, most after it. */
 const LONGEST_ANSWER_MS = 1500
 /** Every agent must have got this much further after the last kill. */
@@ -99,9 +100,9 @@ async function transitions(): Promise<number> {
   return logs.flat().filter((line) => /^(checkpointed|restored|reclaimed)/.test(line)).length
 }
 
-test(`${TRANSITIONS} transitions of ${AGENTS} agents, with kills at random moments`, async () => {
+test(`${TRANSITIONS} transitions of ${AGENTS} agents, with ${KILLS} kills at random moments`, async () => {
   let kills = 0
-  while ((await transitions()) < TRANSITIONS) {
+  while ((await transitions()) < TRANSITIONS || kills < KILLS) {
     await Bun.sleep(Math.random() * LONGEST_LIFE_MS)
     await orb.kill9()
     await orb.restart()
