@@ -1,14 +1,14 @@
 import { ptr } from 'bun:ffi'
 import { closeSync, openSync } from 'node:fs'
 import { errnoCode, sys } from './libc.ts'
+import { inNetns, type Netns } from './netns.ts'
 
 /** Numbers of the system calls: arch/x86/entry/syscalls/syscall_64.tbl and asm-generic/unistd.h. */
 const NR =
   process.arch === 'arm64'
-    ? { socket: 198, connect: 203, setsockopt: 208, fcntl: 25, setns: 268, shutdown: 210 }
-    : { socket: 41, connect: 42, setsockopt: 54, fcntl: 72, setns: 308, shutdown: 48 }
+    ? { socket: 198, connect: 203, setsockopt: 208, fcntl: 25, shutdown: 210 }
+    : { socket: 41, connect: 42, setsockopt: 54, fcntl: 72, shutdown: 48 }
 
-const CLONE_NEWNET = 0x40000000
 const STREAM_NONBLOCK_CLOEXEC = 1 | 0o4000 | 0o2000000
 const F_DUPFD_CLOEXEC = 1030
 const SOL_SOCKET = 1
@@ -82,18 +82,13 @@ export class AppSocket {
   private readonly address: Uint8Array
 
   constructor(
-    netns: { fd: number; own: number },
+    netns: Netns,
     family: 4 | 6,
     port: number,
     private readonly onClose: (socket: AppSocket) => void,
   ) {
     this.address = loopback(family, port)
-    sys(NR.setns, netns.fd, CLONE_NEWNET)
-    try {
-      this.fd = sys(NR.socket, family === 4 ? AF_INET : AF_INET6, STREAM_NONBLOCK_CLOEXEC, 0)
-    } finally {
-      sys(NR.setns, netns.own, CLONE_NEWNET)
-    }
+    this.fd = inNetns(netns, () => sys(NR.socket, family === 4 ? AF_INET : AF_INET6, STREAM_NONBLOCK_CLOEXEC, 0))
     this.guard = sys(NR.fcntl, this.fd, F_DUPFD_CLOEXEC, 0)
   }
 

@@ -1,11 +1,12 @@
 import { constants } from 'node:os'
 import { Errno, sys } from './libc.ts'
+import { inNetns, type Netns } from './netns.ts'
 
 /** Numbers of the system calls: arch/x86/entry/syscalls/syscall_64.tbl and asm-generic/unistd.h. */
 const NR =
   process.arch === 'arm64'
-    ? { socket: 198, setsockopt: 208, sendto: 206, recvfrom: 207, setns: 268, close: 57 }
-    : { socket: 41, setsockopt: 54, sendto: 44, recvfrom: 45, setns: 308, close: 3 }
+    ? { socket: 198, setsockopt: 208, sendto: 206, recvfrom: 207, close: 57 }
+    : { socket: 41, setsockopt: 54, sendto: 44, recvfrom: 45, close: 3 }
 
 const AF_NETLINK = 16
 const SOCK_RAW_CLOEXEC = 3 | 0o2000000
@@ -65,13 +66,9 @@ export class Netlink {
    * @param protocol linux/netlink.h, @param netnsFd the network namespace to speak of; orb's own when left out.
    * A socket stays in the namespace that it was made in, so the thread is there for a moment only.
    */
-  static open(protocol: number, netns?: { fd: number; own: number }): Netlink {
-    if (netns) sys(NR.setns, netns.fd, CLONE_NEWNET)
-    try {
-      return new Netlink(sys(NR.socket, AF_NETLINK, SOCK_RAW_CLOEXEC, protocol))
-    } finally {
-      if (netns) sys(NR.setns, netns.own, CLONE_NEWNET)
-    }
+  static open(protocol: number, netns?: Netns): Netlink {
+    const make = () => new Netlink(sys(NR.socket, AF_NETLINK, SOCK_RAW_CLOEXEC, protocol))
+    return netns ? inNetns(netns, make) : make()
   }
 
   close(): void {
@@ -117,8 +114,6 @@ function ignoringMissing(ask: () => void): void {
     if (!(thrown instanceof Errno) || thrown.errno !== constants.errno.ENOENT) throw thrown
   }
 }
-
-const CLONE_NEWNET = 0x40000000
 
 /** linux/netlink.h */
 const NETLINK_SOCK_DIAG = 4

@@ -1,8 +1,7 @@
 import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs'
-import { errnoCode, sys } from './libc.ts'
+import { errnoCode } from './libc.ts'
+import { inNetns } from './netns.ts'
 
-const SYS_SETNS = process.arch === 'arm64' ? 268 : 308
-const CLONE_NEWNET = 0x40000000
 /** Ports that the kernel gives nobody who asks for any, ip-sysctl; each network namespace has a list of its own. */
 const RESERVED = '/proc/sys/net/ipv4/ip_local_reserved_ports'
 
@@ -20,12 +19,7 @@ export function reservePorts(netnsFile: string, own: number, ports: number[]): v
     throw thrown
   }
   try {
-    sys(SYS_SETNS, fd, CLONE_NEWNET)
-    try {
-      writeFileSync(RESERVED, `${ports.join(',')}\n`)
-    } finally {
-      sys(SYS_SETNS, own, CLONE_NEWNET)
-    }
+    inNetns({ fd, own }, () => writeFileSync(RESERVED, `${ports.join(',')}\n`))
   } finally {
     closeSync(fd)
   }
