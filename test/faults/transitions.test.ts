@@ -148,7 +148,7 @@ for (const mode of MODES) {
           // What a deletion had to leave is cleared away at the next start.
           await faulty.orb.terminate()
           await faulty.orb.restart()
-          expect(existsSync(join(faulty.orb.dataDir, 'computers', id))).toBe(false)
+          expect(await until(() => !existsSync(join(faulty.orb.dataDir, 'computers', id)))).toBe(true)
         },
       })
       expect(faults).toBeGreaterThan(FEW)

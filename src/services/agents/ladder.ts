@@ -125,7 +125,14 @@ export class Ladder {
     const sampleAt = Math.max(0, freezeAfterMs - CPU_WINDOW_MS)
     const next = [sampleAt, freezeAfterMs, checkpointAfterMs].find((at) => at > elapsed) ?? checkpointAfterMs
     if (elapsed >= sampleAt && this.cpu.at < this.since) this.sampleCpu()
-    this.timer = setTimeout(() => void this.act(), delayMs ?? Math.max(0, next - elapsed) + TIMER_SLACK_MS)
+    this.timer = setTimeout(() => this.tryToAct(), delayMs ?? Math.max(0, next - elapsed) + TIMER_SLACK_MS)
+  }
+
+  private tryToAct(): void {
+    this.act().catch((error) => {
+      log('error', 'the freeze ladder could not act', { error })
+      this.plan(RETRY_MS)
+    })
   }
 
   private async act(): Promise<void> {

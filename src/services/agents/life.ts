@@ -302,12 +302,17 @@ export class Life {
   }
 
   private async freezeNow(row: AgentRow): Promise<void> {
-    await this.deps.runtime.freezeAgent(this.computer).catch((thrown) => {
+    const { runtime } = this.deps
+    try {
+      await runtime.freezeAgent(this.computer)
+      this.ladder.fellAsleep()
+      this.record.step(row, { phase: 'frozen' })
+    } catch (thrown) {
+      // A row that says `running` must never stand for one that does not.
+      runtime.thawAgent(this.computer)
       this.record.say(`freeze failed: ${messageOf(thrown)}`)
       throw thrown
-    })
-    this.ladder.fellAsleep()
-    this.record.step(row, { phase: 'frozen' })
+    }
   }
 
   /** What the wish takes; null: it is so already. @throws OrbError agent_failed */
