@@ -20,8 +20,12 @@ const Order = z.object({ nth: z.int().min(0), mode: z.enum(['fail', 'kill']) })
 
 const state = { armed: false, mode: 'fail', nth: 0, count: 0, fired: '' }
 
+/** They change nothing: to die before one of them is to die before what comes after it. */
+const LOOKS = /\.(read|stat|lstat|fstat|statfs|access|realpath|close)/
+
 /** Whether this operation is the one. In the mode `kill` nobody learns. */
 function strikes(what: string, args: unknown[]): boolean {
+  if (state.mode === 'kill' && LOOKS.test(what)) return false
   if (!state.armed || ++state.count !== state.nth) return false
   state.fired = [what, ...args.filter((arg) => typeof arg === 'string' || typeof arg === 'number')].join(' ')
   if (state.mode === 'kill') process.kill(process.pid, 'SIGKILL')
