@@ -161,6 +161,29 @@ describe('a command', () => {
     expect(results.map(({ stdout, stderr }) => stdout + stderr)).toEqual(results.map((_, index) => `${index}\n`))
   })
 
+  test('that runs orb’s own program, as `#!/proc/self/exe` does, cannot change its file', async () => {
+    const { init } = orb.options.files
+    const before = statSync(init)
+    const attempt = [
+      'exe=/proc/$PPID/exe',
+      'exec 9<$exe',
+      'chmod 000 $exe; chown 1:1 $exe; : >/proc/self/fd/9',
+      'cmp $exe /proc/self/exe',
+    ].join('; ')
+    const argv = ['/proc/self/exe', 'pid1', 'bash', '--norc', '-c', `{ ${attempt}; } >/tmp/attempt 2>&1`]
+    await shell(orb.runtime, computer, '', { argv })
+    const after = statSync(init)
+    expect([after.mode, after.uid, after.size, after.mtimeMs]).toEqual([
+      before.mode,
+      before.uid,
+      before.size,
+      before.mtimeMs,
+    ])
+    const said = await shell(orb.runtime, computer, 'cat /tmp/attempt')
+    // The last line tells that the file was there to be had.
+    expect(said.stdout).toMatch(/^(.*Read-only file system\n){3}.* differ: .*\n$/)
+  })
+
   test('has next to no rights over the machine', async () => {
     const { stdout } = await sh(
       'mount -t tmpfs x /mnt || echo no mount; unshare -m true || echo no unshare; echo 1 > /proc/sys/kernel/panic || echo no sysctl; mknod /tmp/disk b 7 0 && cat /tmp/disk || echo no device',

@@ -54,6 +54,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -85,6 +86,11 @@ struct options {
 #define TREE_CLONE 1          /* OPEN_TREE_CLONE */
 #define TREE_RECURSIVE 0x8000 /* AT_RECURSIVE */
 #define TREE_ITSELF 4         /* MOVE_MOUNT_F_EMPTY_PATH */
+#define MOUNT_READ_ONLY 1     /* MOUNT_ATTR_RDONLY */
+
+struct mount_attributes {
+	uint64_t set, clear, propagation, userns;
+};
 
 static void die(const char *format, ...)
 {
@@ -428,6 +434,24 @@ static int boot(struct options *o, char **command_line)
 	close_from(3);
 	computer_main();
 	return 0;
+}
+
+/*
+ * What is about to run inside may be the tenant's `#!/proc/self/exe`: this program, in his hands, and through
+ * /proc/PID/exe the file that orb runs for all computers. So it goes there by way of a mount that nobody can write to,
+ * nor change modes and owners.
+ */
+static void become_read_only(char **argv)
+{
+	struct statvfs self;
+	if (statvfs("/proc/self/exe", &self)) die("look at /proc/self/exe");
+	if (self.f_flag & ST_RDONLY) return;
+	int fd = syscall(SYS_open_tree, AT_FDCWD, "/proc/self/exe", TREE_CLONE | O_CLOEXEC);
+	struct mount_attributes read_only = {.set = MOUNT_READ_ONLY};
+	if (fd < 0 || syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH, &read_only, sizeof read_only))
+		die("mount /proc/self/exe");
+	syscall(SYS_execveat, fd, "", argv, environ, AT_EMPTY_PATH);
+	die("execute /proc/self/exe");
 }
 
 /* ---- an agent, a command ------------------------------------------------------------------------------------------ */
@@ -972,6 +996,7 @@ int main(int argc, char **argv)
 		errno = EINVAL;
 		die("no command");
 	}
+	if (!strcmp(argv[1], "agent") || !strcmp(argv[1], "exec")) become_read_only(argv);
 	if (!strcmp(argv[1], "agent")) return agent(&o);
 	if (!strcmp(argv[1], "exec")) return exec_command(&o);
 	if (!strcmp(argv[1], "criu")) return criu(&o);
