@@ -193,6 +193,21 @@ while connection.recv(100):
     expect(JSON.parse(peer.received)).toEqual([true, 'changed'])
   })
 
+  test('what was mounted read-only stays so, above all what it shares with other computers', async () => {
+    await startAgent(1)
+    const mounts = () => {
+      const table = readFileSync(`/proc/${orb.runtime.agentPid(computer)}/mountinfo`, 'utf8')
+        .trim()
+        .split('\n')
+      // The place and the flags, proc_pid_mountinfo(5).
+      return table.map((line) => line.split(' ').slice(4, 6).join(' ')).sort()
+    }
+    const before = mounts()
+    await sleep()
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false, allHeld)
+    expect(mounts()).toEqual(before)
+  })
+
   test('an image that the kernel let go of is in memory again after a read-ahead', async () => {
     await startAgent(1)
     await sleep()

@@ -29,14 +29,17 @@ test('shows what is mounted on the way to the kept paths and below them, and not
   const below = await mounted('outer/kept with space/below')
   await mounted('outer/kept with space and more')
   await mounted('other/one')
-  const view = await HostView.make(init, ['/proc', '/dev', kept])
+  const devices = join(dir, 'devices')
+  mkdirSync(devices)
+  const view = await HostView.make(init, devices, ['/proc', '/dev', kept])
   await mounted('outer/kept with space/later')
   const table = await run(['nsenter', `--mount=${view.path}`, 'cat', '/proc/self/mounts'])
   view.close()
   const seen = table
     .split('\n')
     .flatMap((line) => (line.includes(dir) ? [line.split(' ')[1]?.replaceAll('\\040', ' ')] : []))
-  expect(seen).toEqual([outer, kept, below])
+  expect(seen).toEqual([outer, kept, below, devices])
+  expect(table.split('\n').find((line) => line.includes(devices))).toMatch(/ ro,nosuid,noexec\b/)
 })
 
 test('what cannot be made is said', async () => {
@@ -44,6 +47,7 @@ test('what cannot be made is said', async () => {
   expect(
     HostView.make(
       init,
+      '/dev',
       Array.from({ length: 40 }, () => '/x'),
     ),
   ).rejects.toThrow('too many options')

@@ -8,9 +8,13 @@ import { HOST_ENVIRONMENT } from './command.ts'
 export class HostView {
   private constructor(private readonly fd: number) {}
 
-  /** @param keep what is mounted on the way to these paths, or below them, is there. @throws Error with what orb-init said */
-  static async make(init: string, keep: string[]): Promise<HostView> {
-    const child = Bun.spawn([init, 'view', ...keep.flatMap((path) => ['--keep', path])], {
+  /**
+   * @param devices the /dev that all computers share: read-only there
+   * @param keep what is mounted on the way to these paths, or below them, is there
+   * @throws Error with what orb-init said
+   */
+  static async make(init: string, devices: string, keep: string[]): Promise<HostView> {
+    const child = Bun.spawn([init, 'view', '--dev', devices, ...keep.flatMap((path) => ['--keep', path])], {
       stdin: 'pipe',
       stdout: 'pipe',
       stderr: 'pipe',

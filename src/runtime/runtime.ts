@@ -73,7 +73,7 @@ export class Runtime {
     const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()
     const { checkpoints, images, root } = options.data
     // All that criu reads of the host, and /sys for the freezer.
-    this.view = HostView.make(options.files.init, [
+    this.view = HostView.make(options.files.init, devices, [
       options.files.dir,
       checkpoints,
       images,

@@ -17,7 +17,8 @@
  *   --cgroup FILE    a cgroup.procs file to join, repeatable
  *   --net FILE       network namespace to enter
  *   --init PID       host pid of the computer's pid 1, whose namespaces are entered
- *   --root DIR       root of the computer; --dev DIR: its /dev; --host NAME: its host name (boot)
+ *   --root DIR       root of the computer; --host NAME: its host name (boot)
+ *   --dev DIR        /dev of all computers (boot), which is read-only (view)
  *   --mask PATH      file of the computer's /proc to hide under /dev/null, repeatable
  *   --shm BYTES      size of the agent's /dev/shm; for criu: an empty one is made ready at /run/shm
  *   --seccomp FILE   BPF program for everything that runs inside
@@ -605,6 +606,9 @@ static int view(struct options *o)
 		/* What lay below one that is gone is gone as well. */
 		if (!kept) umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW);
 	}
+	/* criu gives a file that it binds the flags of where it comes from, and this one is shared by all computers. */
+	mount_or_die(o->dev, o->dev, NULL, MS_BIND, NULL);
+	mount_or_die(NULL, o->dev, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NOEXEC, NULL);
 	write_all(1, "ready\n", 6);
 	char byte;
 	while (read(0, &byte, 1) > 0) continue;
