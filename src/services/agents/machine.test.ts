@@ -121,7 +121,7 @@ describe('recover', () => {
   test('what lives in RAM goes on', () => {
     some('running', { alive: true }, 'adopt')
     some('frozen', { alive: true }, 'adopt')
-    some('checkpointing', { alive: true }, 'adopt')
+    some('checkpointing', { alive: true, imageComplete: false }, 'adopt')
     some('restoring', { alive: true, restored: true }, 'adopt')
   })
 
@@ -131,6 +131,7 @@ describe('recover', () => {
 
   test('a dump that was cut off after its end counts, before it does not', () => {
     some('checkpointing', { alive: false, imageComplete: true }, 'sleep')
+    some('checkpointing', { alive: true, imageComplete: true }, 'kill_and_sleep')
     some('checkpointing', { alive: false, imageComplete: false, rebooted: true, exited: false }, 'respawn')
     some('checkpointing', { alive: false, imageComplete: false, rebooted: false }, 'ended')
   })

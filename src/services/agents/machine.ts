@@ -98,9 +98,9 @@ export function recover(phase: AgentPhase, facts: Facts): Recovery {
       if (facts.alive) return 'adopt'
       return facts.rebooted && !facts.exited ? 'respawn' : 'ended'
     case 'checkpointing':
-      // criu ends the tree only after the image is whole; while the tree lives the image counts for nothing.
+      // criu ends the tree last of all: what still lives beside a whole image is dying.
+      if (facts.imageComplete) return facts.alive ? 'kill_and_sleep' : 'sleep'
       if (facts.alive) return 'adopt'
-      if (facts.imageComplete) return 'sleep'
       return facts.rebooted && !facts.exited ? 'respawn' : 'ended'
     case 'checkpointed':
       if (facts.imageComplete) return facts.alive ? 'kill_and_sleep' : 'sleep'
