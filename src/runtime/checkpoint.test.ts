@@ -229,6 +229,16 @@ while connection.recv(100):
     orb.runtime.checkpoints.readAhead(computer, 'none')
   })
 
+  test('restored twice it is there once', async () => {
+    await orb.runtime.spawnAgent(computer, { argv: ['sleep', '1000'], env: { PATH: '/usr/bin' }, cwd: '/' })
+    await sleep()
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false, allHeld)
+    const once = processes()
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false, allHeld)
+    expect(processes()).toHaveLength(once.length)
+    expect(once.filter((pid) => processes().includes(pid))).toEqual([])
+  })
+
   test('its end is known also after it was restored', async () => {
     await startAgent(1)
     await sleep()

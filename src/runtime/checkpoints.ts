@@ -155,7 +155,8 @@ export class Checkpoints {
   }
 
   /**
-   * Brings the agent back from the image; it runs, and its connections are open, when this returns.
+   * Brings the agent back from the image; it runs, and its connections are open, when this returns. What of its tree is
+   * still there is killed first.
    * @param foreign a former orb made the image: all of it is read to see whether it is whole
    * @param held ports of the agent's connections to the LLM proxy whose other end is still there; the others are reset first
    * @throws CriuError, ImageError; the image is kept, nothing of a half restored tree stays
@@ -173,6 +174,8 @@ export class Checkpoints {
     if (!(await isComplete(dir))) throw new ImageError('the checkpoint is not whole')
     await checkImage(dir, foreign)
     await this.host.up(spec)
+    // A tree that a failure left alive would be there twice.
+    await killLeaf(this.cgroups, name, 'agent')
     const { connections, emptyShm } = readNotes(dir)
     const putBack = prepareOpenFiles(this.layers(spec), dir, image)
     try {

@@ -6,6 +6,7 @@ import { z } from 'zod'
 import { allHeld, noneHeld, shell, startRuntime, type TestRuntime } from '../../test/support/runtime.ts'
 import { until } from '../../test/support/sweep.ts'
 import type { ComputerRow } from '../store/types.ts'
+import { prepareOpenFiles } from './open-files.ts'
 
 setDefaultTimeout(60_000)
 
@@ -104,6 +105,21 @@ const refusal = (): Promise<string> =>
   )
 
 describe('while an agent sleeps', () => {
+  test('what a command puts into the place of a lent file neither stops the wake nor the next start', async () => {
+    await startAgent()
+    await sleep()
+    await sh('cp read other && mv other read')
+    const layers = { paths: orb.runtime.paths(computer), base: orb.runtime.base }
+    const tidyUp = prepareOpenFiles(layers, orb.runtime.checkpoints.imageDir(computer, IMAGE), IMAGE)
+    const [lent] = readdirSync(rootfs()).filter((name) => name.startsWith('.orb-held'))
+    await sh(`rm /${lent} && mkdir -p /${lent}/mine`)
+    tidyUp()
+    await orb.runtime.checkpoints.removeOtherImages(computer, IMAGE)
+    expect(await sh(`ls /${lent} && rm -r /${lent}`)).toBe('mine\n')
+    await wake()
+    expect(await look()).toMatchObject({ count: 2, read: 'bbbb' })
+  })
+
   test('a file that is left alone is the one that it had', async () => {
     await startAgent()
     await sleep()

@@ -96,7 +96,7 @@ function entryOf(layers: Layers, { id, path, mode, size }: NamedFile, heldFd: nu
   return lower && { id, path, mode, size, base: { size: lower.size, mtimeMs: lower.mtimeMs } }
 }
 
-/** Undoes what `prepareOpenFiles` did to the computer's root. */
+/** Undoes what `prepareOpenFiles` did to the computer's root, as far as it is still there. Never throws: the agent runs by then. */
 export type TidyUp = () => void
 
 /**
@@ -111,8 +111,8 @@ export function prepareOpenFiles(layers: Layers, dir: string, image: string): Ti
   const lent: string[] = []
   const root = openSync(paths.rootfs, constants.O_RDONLY | constants.O_DIRECTORY)
   const tidyUp = () => {
-    for (const name of lent) rmSync(join(paths.rootfs, name), { force: true })
-    for (const path of made.reverse()) removeDirectory(paths.rootfs, path)
+    for (const name of lent) unlessReplaced(paths, name, () => rmSync(join(paths.rootfs, name), { force: true }))
+    for (const path of made.reverse()) unlessReplaced(paths, path, () => removeDirectory(paths.rootfs, path))
   }
   try {
     // Before directories are made again: those are gone as soon as the agent runs.
@@ -204,7 +204,17 @@ export async function releaseOpenFiles(paths: ComputerPaths, image: string): Pro
 export async function releaseOtherFiles(paths: ComputerPaths, keep: string | null): Promise<void> {
   for (const image of readdirIfThere(heldRoot(paths))) if (image !== keep) await releaseOpenFiles(paths, image)
   for (const name of readdirIfThere(paths.rootfs)) {
-    if (name.startsWith(LENT_PREFIX)) rmSync(join(paths.rootfs, name), { force: true })
+    if (!name.startsWith(LENT_PREFIX)) continue
+    unlessReplaced(paths, name, () => rmSync(join(paths.rootfs, name), { force: true }))
+  }
+}
+
+/** Commands in the computer may put anything there meanwhile, which is theirs then, and no reason to give up an agent. */
+function unlessReplaced(paths: ComputerPaths, path: string, remove: () => void): void {
+  try {
+    remove()
+  } catch (error) {
+    log('warn', 'something in a computer’s root stays', { root: paths.rootfs, path, error })
   }
 }
 
