@@ -23,7 +23,11 @@ export class Reclaims {
   async reclaim(name: string, signal: AbortSignal): Promise<Reclaimed> {
     const started = performance.now()
     const pids = this.cgroups.processes(name, 'agent')
-    this.workingSets.set(name, new Map(pids.map((pid) => [pid, workingSet(pid)])))
+    const sets = new Map<number, PageRanges>()
+    for (const pid of pids) {
+      if (!signal.aborted) sets.set(pid, await workingSet(pid))
+    }
+    this.workingSets.set(name, sets)
     await this.cgroups.reclaimAgent(name, signal)
     return {
       residentBytes: this.cgroups.agentMemory(name),

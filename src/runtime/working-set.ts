@@ -25,7 +25,7 @@ const PAGE_IS_PRESENT = 1n << 3n
 const PAGE_IS_SWAPPED = 1n << 4n
 /** The end of what a process can map: 47 and 48 bits of address. */
 const ADDRESS_END = (process.arch === 'arm64' ? 1n << 48n : 1n << 47n) - 4096n
-const REGIONS_PER_SCAN = 4096
+const REGIONS_PER_SCAN = 1024
 const REGION_WORDS = 3
 /** A call for this much keeps the thread for some 2 ms. */
 const STEP_BYTES = 4n * 1024n * 1024n
@@ -36,10 +36,18 @@ const STEP_BYTES = 4n * 1024n * 1024n
  */
 const PREFETCH_MAX_BYTES = 48n * 1024n * 1024n
 
+/** More ranges than this are not looked at: 48 MiB in single pages. A process in more pieces is no usual one. */
+const PREFETCH_MAX_RANGES = 12_288
+
 /** Ranges of pages that the process has in memory, smallest first, up to 48 MiB; none where the kernel cannot tell. */
-export function workingSet(pid: number): PageRanges {
+export async function workingSet(pid: number): Promise<PageRanges> {
   try {
-    return smallest(rangesOf(pid, PAGE_IS_PRESENT))
+    const ranges: [start: bigint, length: bigint][] = []
+    for await (const some of rangesOf(pid, PAGE_IS_PRESENT)) {
+      ranges.push(...some)
+      if (ranges.length >= PREFETCH_MAX_RANGES) break
+    }
+    return smallest(ranges)
   } catch (thrown) {
     notSeen(pid, thrown)
     return new BigUint64Array()
@@ -48,13 +56,27 @@ export function workingSet(pid: number): PageRanges {
 
 /** Has the kernel read all that the process has in swap. Big reads: in steps, so that others have their turn. */
 export async function readBack(pid: number): Promise<void> {
+  let step: bigint[] = []
+  let bytes = 0n
+  const read = async () => {
+    prefetch(pid, new BigUint64Array(step))
+    step = []
+    bytes = 0n
+    await Bun.sleep(0)
+  }
   try {
-    for (const [start, length] of rangesOf(pid, PAGE_IS_SWAPPED)) {
-      for (let at = 0n; at < length; at += STEP_BYTES) {
-        prefetch(pid, new BigUint64Array([start + at, at + STEP_BYTES < length ? STEP_BYTES : length - at]))
-        await Bun.sleep(0)
+    for await (const ranges of rangesOf(pid, PAGE_IS_SWAPPED)) {
+      for (const [start, length] of ranges) {
+        for (let at = 0n; at < length; ) {
+          const part = length - at < STEP_BYTES - bytes ? length - at : STEP_BYTES - bytes
+          step.push(start + at, part)
+          at += part
+          bytes += part
+          if (bytes === STEP_BYTES || step.length === 2 * RANGES_PER_CALL) await read()
+        }
       }
     }
+    if (step.length > 0) await read()
   } catch (thrown) {
     notSeen(pid, thrown)
   }
@@ -66,12 +88,13 @@ function notSeen(pid: number, thrown: unknown): void {
   log('warn', 'the memory of a sleeping process cannot be looked at', { pid, error: thrown })
 }
 
-function rangesOf(pid: number, kind: bigint): [start: bigint, length: bigint][] {
+/** In pieces, between which others have their turn: a process may have its memory in a million of them. */
+async function* rangesOf(pid: number, kind: bigint): AsyncGenerator<[start: bigint, length: bigint][]> {
   const fd = openSync(`/proc/${pid}/pagemap`, 'r')
   try {
     const regions = new BigUint64Array(REGION_WORDS * REGIONS_PER_SCAN)
-    const ranges: [bigint, bigint][] = []
     for (let from = 0n; from < ADDRESS_END; ) {
+      const ranges: [bigint, bigint][] = []
       // struct pm_scan_arg: size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, return.
       const argument = new BigUint64Array([
         SCAN_ARG_BYTES,
@@ -92,11 +115,12 @@ function rangesOf(pid: number, kind: bigint): [start: bigint, length: bigint][] 
         const [start = 0n, end = 0n] = regions.subarray(at, at + 2)
         ranges.push([start, end - start])
       }
+      yield ranges
       const walked = argument[4] ?? ADDRESS_END
       if (walked <= from) break
       from = walked
+      await Bun.sleep(0)
     }
-    return ranges
   } finally {
     closeSync(fd)
   }
