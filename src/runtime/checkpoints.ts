@@ -88,16 +88,24 @@ export class Checkpoints {
       const freezerDir = this.cgroups.freezerDir(name)
       await this.criu.dump({ ...this.target(spec, emptyShm), dir, pid, freezerDir, timeoutMs })
     } catch (thrown) {
-      // criu thaws what it froze: back to how it was found.
-      this.cgroups.setFrozen(name, true)
-      this.network.unlock(spec.shortId)
-      await rm(dir, { recursive: true, force: true })
-      throw thrown
+      if (!(await this.dumpedAllTheSame(spec, dir))) {
+        // criu thaws what it froze: back to how it was found.
+        this.cgroups.setFrozen(name, true)
+        this.network.unlock(spec.shortId)
+        await rm(dir, { recursive: true, force: true })
+        throw thrown
+      }
     }
     // From here on the image is all that there is of the agent: nothing that fails now may touch it.
     const durationMs = performance.now() - started
     this.tidyUp(name)
     return { bytes: await this.seal(spec, image), durationMs }
+  }
+
+  /** Whether the dump went well though word of that did not come: somebody inside may end the process that brings it. */
+  private async dumpedAllTheSame(spec: ComputerSpec, dir: string): Promise<boolean> {
+    if (this.running().some((criu) => criu.dir === dir)) await this.outwait(spec, dir)
+    return (await isComplete(dir)) && !this.cgroups.isPopulated(objectName(spec.shortId), 'agent')
   }
 
   /** @throws CriuError when the memory that has to be written cannot fit */

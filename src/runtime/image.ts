@@ -28,17 +28,17 @@ export const isRestored = async (dir: string): Promise<boolean> => (await result
 /** All pages of the last restore were handed over. */
 export const isDrained = async (dir: string): Promise<boolean> => (await resultOf(dir, PAGES_DRAINED)) === 0
 
-async function resultOf(dir: string, name: string): Promise<number | null> {
-  const text = await readFile(join(dir, name), 'utf8').catch(() => '')
-  return text.endsWith('\n') ? Number(text) : null
-}
+const resultOf = async (dir: string, name: string): Promise<number | null> =>
+  codeIn(await readFile(join(dir, name), 'utf8').catch(() => ''))
+
+const codeIn = (text: string): number | null => (text.endsWith('\n') ? Number(text) : null)
 
 /** The image as a whole has reached stable storage. */
 export const isSynced = async (dir: string): Promise<boolean> => existsSync(join(dir, SYNCED))
 
 /** Whole, and on stable storage: as `isComplete` and `isSynced`, but for many images one after another. */
 export function isStored(dir: string): boolean {
-  return existsSync(join(dir, SYNCED)) && readIfThere(join(dir, DUMP_RESULT)) === '0\n'
+  return existsSync(join(dir, SYNCED)) && codeIn(readIfThere(join(dir, DUMP_RESULT))) === 0
 }
 
 function readIfThere(file: string): string {

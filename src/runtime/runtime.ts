@@ -20,6 +20,7 @@ import { isInTimedSleep, type Traffic, trafficOf } from './idle-signs.ts'
 import { readNotes } from './image.ts'
 import { type Exit, installPid1, readExit } from './inside.ts'
 import * as launcher from './launcher.ts'
+import type { Ports } from './netlink.ts'
 import { Network, type NetworkOptions } from './network.ts'
 import { type ComputerPaths, computerPaths, type DataPaths, objectName } from './paths.ts'
 import { type Reclaimed, Reclaims } from './reclaim.ts'
@@ -340,6 +341,11 @@ export class Runtime {
   /** Whether the connection from `port` of the computer to the LLM proxy was made by its agent's tree. */
   isAgentConnection(spec: ComputerSpec, port: number): boolean {
     return this.network.cgroupOf(spec.shortId, spec.slot, port) === this.cgroups.agentId(objectName(spec.shortId))
+  }
+
+  /** Resets the agent's connections to the LLM proxy but those from the ports that orb `holds` the other end of. */
+  resetLostCalls(spec: ComputerSpec, holds: Ports): void {
+    this.network.resetProxyConnections(spec.shortId, this.cgroups.agentId(objectName(spec.shortId)), holds)
   }
 
   /** For tests and benchmarks' tear-down: rules and gateway address go; computers must be down. */

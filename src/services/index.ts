@@ -70,6 +70,8 @@ export async function startServices(settings: Settings): Promise<RunningServices
   const apiPort = settings.listen.kind === 'tcp' ? settings.listen.port : null
   const boot = new BootNotes(data.run)
   await mkdir(data.run, { recursive: true, mode: 0o700 })
+  const network = networkOf(settings)
+  const releaseSubnet = claimSubnet(network.base, settings.subnet.text)
   await boot.networkUp(settings.subnet.text)
   const [checked, swap] = [checkCriu(files), provideSwap(data.swap, settings.swapBytes)]
   const runtime = await Runtime.start(
@@ -79,7 +81,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       base: settings.base,
       memoryMultiplier: settings.memoryMultiplier,
       network: {
-        subnet: networkOf(settings),
+        subnet: network,
         proxyPort: AGENT_PORT,
         apiPort,
         allow: settings.sandboxAllow.filter((cidr) => cidr.family === 4).map((cidr) => cidr.text),
@@ -255,6 +257,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       await giveSwapBack(data.swap)
       runtime.close()
       store.close()
+      releaseSubnet()
     },
   }
 }
@@ -274,6 +277,23 @@ async function giveSwapBack(path: string): Promise<void> {
   await disableSwap(path).catch((thrown) =>
     log('error', 'the swap file stays, with memory of agents in it', { path, reason: messageOf(thrown) }),
   )
+}
+
+/**
+ * Makes this process the only one with the gateway of a subnet, for rules and addresses are named after that. Returns what
+ * gives it up. @throws Error when another orb has it
+ */
+function claimSubnet(base: number, text: string): () => void {
+  try {
+    // A name in the kernel, which goes with the process.
+    const claim = Bun.listen({
+      unix: `\0orb-subnet-${base}`,
+      socket: { open: (socket) => void socket.end(), data() {} },
+    })
+    return () => claim.stop(true)
+  } catch (cause) {
+    throw new Error(`another orb on this server has the subnet ${text}: give this one another by ORB_SUBNET`, { cause })
+  }
 }
 
 /** The commit that the computer's code stands at, in short; a failed build may have brought it too. */

@@ -17,7 +17,14 @@ const life = (shortId: string, images: Promise<number>): Life => {
 }
 
 /** What it logs in its first round. */
-async function firstRound(deps: { lives: Life[]; up: string[]; known?: string[]; swept?: object; locks?: number }) {
+async function firstRound(deps: {
+  lives: Life[]
+  up: string[]
+  known?: string[]
+  swept?: object
+  locks?: number
+  fresh?: boolean
+}) {
   const all = () => deps.lives.map(({ computer }) => computer)
   const janitor = new Janitor({
     runtime: {
@@ -28,7 +35,7 @@ async function firstRound(deps: { lives: Life[]; up: string[]; known?: string[];
       },
       network: { repairLocks: async () => deps.locks ?? 0 },
     },
-    store: { computers: { all } as JanitorDeps['store']['computers'] },
+    store: { computers: { all }, orgs: { isEmpty: () => deps.fresh ?? false } } as JanitorDeps['store'],
     registry: { all: () => deps.lives },
   })
   await janitor.stop()
@@ -40,6 +47,13 @@ test('a healthy server is told so', async () => {
   const said = await firstRound({ lives: [life('a', Promise.resolve(0))], up: ['a'], known })
   expect(said).toEqual(['info no leftovers'])
   expect(known).toEqual(['a-0'])
+})
+
+test('with a database that knows nobody nothing is taken for a leftover', async () => {
+  const known: string[] = []
+  const said = await firstRound({ lives: [], up: [], known, swept: { directories: 3 }, fresh: true })
+  expect(said[0]).toStartWith('info the database is new')
+  expect(said.join()).not.toContain('directories')
 })
 
 test('what was removed is counted, kind by kind', async () => {

@@ -8,7 +8,7 @@ const INTERVAL_MS = 3_600_000
 
 export interface JanitorDeps {
   runtime: Pick<Runtime, 'removeStrays' | 'hasVanished'> & { network: Pick<Runtime['network'], 'repairLocks'> }
-  store: Pick<Store, 'computers'>
+  store: Pick<Store, 'computers' | 'orgs'>
   registry: Pick<Registry, 'all'>
 }
 
@@ -48,6 +48,11 @@ export class Janitor {
 
   private async sweep(): Promise<Round> {
     const { runtime, store, registry } = this.deps
+    if (store.orgs.isEmpty()) {
+      // A database that was lost and made anew knows nothing of the computers whose disks may lie here.
+      log('info', 'the database is new: nothing in the data directory is taken for a leftover')
+      return {}
+    }
     const swept = await runtime.removeStrays(() => new Set(store.computers.all().map(({ id }) => id)))
     const locks = await runtime.network.repairLocks()
     let images = 0

@@ -12,9 +12,12 @@ export function orgRepository(db: Database) {
     'INSERT INTO orgs (id, email, created_at) VALUES ($id, $email, $createdAt)',
   )
   const get = db.query<OrgRow, { id: string }>(`SELECT ${ORG} FROM orgs WHERE id = $id`)
+  const any = db.query<{ id: string }, []>('SELECT id FROM orgs LIMIT 1')
   const byEmail = db.query<OrgRow, { email: string }>(`SELECT ${ORG} FROM orgs WHERE email = $email`)
   return {
     insert: (row: OrgRow): void => void insert.run({ ...row }),
+    /** Whether there is none: nobody has used this database yet. */
+    isEmpty: (): boolean => any.get() === null,
     get: (id: string): OrgRow | null => get.get({ id }),
     /** `email` in lower case, as it is stored. */
     byEmail: (email: string): OrgRow | null => byEmail.get({ email }),

@@ -1,6 +1,7 @@
 import { afterAll, afterEach, beforeAll, expect, setDefaultTimeout, test } from 'bun:test'
-import { existsSync, readFileSync, readlinkSync } from 'node:fs'
+import { existsSync, mkdtempSync, readFileSync, readlinkSync, rmSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Computer } from '../support/computer.ts'
 import { Gates, timesAsked } from '../support/gates.ts'
@@ -113,6 +114,12 @@ test('a stop by SIGTERM leaves agents as they are, and takes no two orbs on one 
   const second = Bun.spawnSync(orb.commandLine, { env: orb.env, stdout: 'pipe', stderr: 'pipe', timeout: 20_000 })
   expect(second.exitCode).toBe(1)
   expect(second.stderr.toString()).toContain('another orb')
+  const elsewhere = mkdtempSync(join(tmpdir(), 'orb-test-'))
+  const env = { ...orb.env, ORB_DATA_DIR: elsewhere }
+  const third = Bun.spawnSync(orb.commandLine, { env, stdout: 'pipe', stderr: 'pipe', timeout: 20_000 })
+  rmSync(elsewhere, { recursive: true })
+  expect(third.exitCode).toBe(1)
+  expect(third.stderr.toString()).toContain('give this one another by ORB_SUBNET')
 
   expect(await orb.terminate()).toBe(0)
   expect(programs(awake)).toHaveLength(1)

@@ -70,6 +70,7 @@
 #define OOM_SPARE "-999"      /* a computer without its pid 1 is gone: the OOM killer takes everything else first */
 #define FRESH_SHM "/run/shm"
 #define GATE "/run/gate"      /* a configuration file for criu, which reads it when its libraries are loaded */
+#define RESULT_BYTES 5        /* an exit code and the end of the line */
 #define STATUS_FD 8           /* the page daemon says here that it listens */
 #define LOG_DIR "/var/log/orb"
 #define LOG_FILE LOG_DIR "/agent.log"
@@ -632,15 +633,25 @@ static void enter_view(const struct options *o)
 
 /* ---- criu --------------------------------------------------------------------------------------------------------- */
 
-static void record_result(const char *file, int code)
+/* Takes the room for a result on the disk before criu may fill that: an image without its result counts for nothing. */
+static int reserve_result(const char *file)
 {
-	if (!file) return;
-	char temp[4096], text[16];
+	if (!file) return -1;
+	char temp[4096];
 	snprintf(temp, sizeof temp, "%s.part", file);
 	int fd = open(temp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	write_all(fd, text, snprintf(text, sizeof text, "%d\n", code));
+	if (fd < 0 || write(fd, "----\n", RESULT_BYTES) != RESULT_BYTES) die("write %s", temp);
+	return fd;
+}
+
+static void record_result(const char *file, int fd, int code)
+{
+	if (!file) return;
+	char temp[4096], text[RESULT_BYTES + 1];
+	snprintf(temp, sizeof temp, "%s.part", file);
+	snprintf(text, sizeof text, "%4d\n", code);
+	if (pwrite(fd, text, RESULT_BYTES, 0) == RESULT_BYTES) rename(temp, file);
 	close(fd);
-	rename(temp, file);
 }
 
 /* Only criu itself is in the agent's cgroup while it restores, so that the pages are charged there. */
@@ -699,7 +710,7 @@ static void forget_words(char **argv)
  */
 static void run_criu(struct options *o, int answer)
 {
-	int status = -1;
+	int status = -1, result = reserve_result(o->result), drained = reserve_result(o->drained);
 	pid_t pages = 0;
 	if (o->pages) {
 		if (mkfifo(GATE, 0600)) die("mkfifo %s", GATE);
@@ -719,13 +730,13 @@ static void run_criu(struct options *o, int answer)
 		unsigned char byte = code = status_code(code);
 		if (ended == pages) {
 			pages = 0;
-			record_result(o->drained, code);
+			record_result(o->drained, drained, code);
 			if (criu && code) kill(criu, SIGKILL);
 			else if (!criu) write_all(answer, (char *)&byte, 1);
 		}
 		if (ended == criu) {
 			criu = 0;
-			record_result(o->result, code);
+			record_result(o->result, result, code);
 			if (code && pages) kill(pages, SIGKILL);
 			write_all(answer, (char *)&byte, 1);
 			if (o->pages) forget_words(o->argv);

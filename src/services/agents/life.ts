@@ -27,6 +27,9 @@ export interface LifeDeps extends TreeDeps {
   resumeCalls(computerId: string, wake: () => void): boolean
 }
 
+/** How long a stop of orb waits for an image that is being written or read. */
+const LONGEST_IDLING_MS = 5000
+
 /** How many agents are looked after at once. */
 export interface RecoveryGates {
   look: Slots
@@ -271,11 +274,12 @@ export class Life {
     return this.serial(() => this.deps.runtime.checkpoints.removeStrays(this.computer, this.row()?.image ?? null))
   }
 
-  /** Resolves when no transition is under way and all images are on stable storage. */
+  /** Resolves when no transition is under way and all images are on stable storage, after a while at the latest. */
   async settledDown(): Promise<void> {
     this.tree.unwatch()
     await this.queue
-    await this.tree.images.idle()
+    // A command inside can hold up the daemon that brings an agent's pages, but not the server.
+    await Promise.race([this.tree.images.idle(), Bun.sleep(LONGEST_IDLING_MS)])
   }
 
   /** The computer is being deleted: no transition will come any more. */

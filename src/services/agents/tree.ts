@@ -97,6 +97,8 @@ export class AgentTree {
   /** A tree that a former orb left is the agent: it goes on. */
   adopt(row: AgentRow): void {
     const { runtime } = this.deps
+    // Word of their end may have come while the connections were locked, and is not sent for ever.
+    runtime.resetLostCalls(this.computer, this.deps.heldConnections(this.computer.id))
     runtime.network.unlock(this.computer.shortId)
     runtime.thawAgent(this.computer)
     this.oomKillsBefore = runtime.oomKills(this.computer)
