@@ -90,16 +90,12 @@ async function launch(dataDir: string): Promise<string> {
 
 /** One computer, through the API; what the API does not say is read from the kernel. */
 export class Computer {
-  private readonly cgroup: string
-
   constructor(
     readonly url: string,
     readonly key: string,
     readonly id: string,
     readonly shortId: string,
-  ) {
-    this.cgroup = join('orb', `orb-${shortId}`, 'agent')
-  }
+  ) {}
 
   /** The answer as `schema` reads it. @throws Error for an error */
   async ask<S extends z.ZodType>(schema: S, method: string, path: string, body?: Body): Promise<z.output<S>> {
@@ -131,10 +127,12 @@ export class Computer {
     return stdout.toString().split(' ')[0] ?? ''
   }
 
-  /** Bytes of RAM that the kernel charges the agent for. */
+  /** Bytes of RAM that the kernel charges the agent for; where memory is on cgroup v1, those of the computer. */
   memoryBytes(): number {
-    const v1 = join('/sys/fs/cgroup/memory', this.cgroup, 'memory.usage_in_bytes')
-    return Number(readFileSync(existsSync(v1) ? v1 : join('/sys/fs/cgroup', this.cgroup, 'memory.current'), 'utf8'))
+    const cgroup = join('orb', `orb-${this.shortId}`)
+    const v1 = join('/sys/fs/cgroup/memory', cgroup, 'memory.usage_in_bytes')
+    const v2 = join('/sys/fs/cgroup', cgroup, 'agent/memory.current')
+    return Number(readFileSync(existsSync(v1) ? v1 : v2, 'utf8'))
   }
 
   /** Number of processes of the agent's tree. */

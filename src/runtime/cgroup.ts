@@ -105,8 +105,6 @@ export class Cgroups {
     mkdirSync(this.v2(name, 'init'), { recursive: true })
     mkdirSync(this.v2(name, 'agent'), { recursive: true })
     for (const controller of this.v1.keys()) mkdirSync(this.v1Dir(controller, name), { recursive: true })
-    // Of the agent alone only its memory is asked for: each cgroup more costs tens of KB, times a thousand computers.
-    if (this.v1.has('memory')) mkdirSync(join(this.v1Dir('memory', name), 'agent'), { recursive: true })
     this.limit(name, limits)
   }
 
@@ -119,7 +117,7 @@ export class Cgroups {
       writeFileSync(join(dir, 'memory.limit_in_bytes'), String(limits.hardBytes))
       if (existsSync(total)) writeFileSync(total, String(limits.hardBytes))
       writeFileSync(join(dir, 'memory.soft_limit_in_bytes'), String(limits.softBytes))
-      for (const leaf of ['', 'agent']) writeFileSync(join(dir, leaf, 'memory.swappiness'), '0')
+      writeFileSync(join(dir, 'memory.swappiness'), '0')
     } else {
       // Protection is shared out from above: a parent without any would leave its children none.
       writeFileSync(join(this.root, PARENT, 'memory.low'), 'max')
@@ -143,9 +141,7 @@ export class Cgroups {
   /** The cgroup.procs files that a process of `leaf` is written to. Makes the leaf of a command. */
   joinFiles(name: string, leaf: Leaf): string[] {
     mkdirSync(this.v2(name, leaf), { recursive: true })
-    const v1 = [...this.v1.keys()].map((controller) =>
-      join(this.v1Dir(controller, name), controller === 'memory' && leaf === 'agent' ? 'agent' : ''),
-    )
+    const v1 = [...this.v1.keys()].map((controller) => this.v1Dir(controller, name))
     return [this.v2(name, leaf), ...v1].map((dir) => join(dir, 'cgroup.procs'))
   }
 
@@ -201,16 +197,16 @@ export class Cgroups {
     return statSync(this.v2(name, 'agent'), { bigint: true }).ino
   }
 
-  /** Bytes charged to the agent's tree, page cache included. */
+  /** Bytes charged to the agent's tree, page cache included. On v1 what is beside it counts, too. */
   agentMemory(name: string): number {
     const file = this.v1.has('memory') ? 'memory.usage_in_bytes' : 'memory.current'
-    return Number(readIfThere(join(this.dirOf('memory', name), 'agent', file)) || 0)
+    return Number(readIfThere(join(this.agentMemoryDir(name), file)) || 0)
   }
 
   /** Bytes of the agent's tree that are in no file: what a checkpoint has to write at least. */
   agentAnonymous(name: string): number {
     const pattern = this.v1.has('memory') ? /^rss (\d+)$/m : /^anon (\d+)$/m
-    const text = readIfThere(join(this.dirOf('memory', name), 'agent', 'memory.stat'))
+    const text = readIfThere(join(this.agentMemoryDir(name), 'memory.stat'))
     return Number(pattern.exec(text)?.[1] ?? 0)
   }
 
@@ -240,7 +236,6 @@ export class Cgroups {
    * @param signal ends it at once, half done
    */
   async reclaimAgent(name: string, signal: AbortSignal): Promise<void> {
-    const computer = this.dirOf('memory', name)
     const empty = (dir: string) =>
       this.v1.has('memory')
         ? writeInChild(join(dir, 'memory.force_empty'), '0', signal)
@@ -249,7 +244,7 @@ export class Cgroups {
     try {
       for (let pass = 0; pass < RECLAIM_PASSES && !signal.aborted; pass++) {
         const before = this.agentMemory(name)
-        await empty(join(computer, 'agent'))
+        await empty(this.agentMemoryDir(name))
         const after = this.agentMemory(name)
         if (after < RECLAIM_REST_BYTES || (pass > 0 && before - after < RECLAIM_LEAST_BYTES)) break
         await Bun.sleep(RECLAIM_PAUSE_MS)
@@ -258,13 +253,12 @@ export class Cgroups {
       this.letSwap(name, false)
     }
     // What commands beside it read.
-    await empty(computer)
+    if (!this.v1.has('memory')) await empty(this.v2(name))
   }
 
   private letSwap(name: string, swap: boolean): void {
     if (this.v1.has('memory')) {
-      const file = join(this.v1Dir('memory', name), 'agent', 'memory.swappiness')
-      writeFileSync(file, swap ? RECLAIM_SWAPPINESS : '0')
+      writeFileSync(join(this.v1Dir('memory', name), 'memory.swappiness'), swap ? RECLAIM_SWAPPINESS : '0')
     } else {
       // What is in swap already stays there when no more may follow.
       const dir = this.v2(name)
@@ -280,16 +274,15 @@ export class Cgroups {
 
   /** Bytes of the agent's memory that are in swap. */
   agentSwap(name: string): number {
-    const agent = join(this.dirOf('memory', name), 'agent')
+    const agent = this.agentMemoryDir(name)
     if (!this.v1.has('memory')) return Number(readIfThere(join(agent, 'memory.swap.current')) || 0)
     return Number(/^swap (\d+)$/m.exec(readIfThere(join(agent, 'memory.stat')))?.[1] ?? 0)
   }
 
-  /** How often the OOM killer struck in this computer. */
+  /** How often the OOM killer struck in the agent's tree; on v1, in this computer. */
   oomKills(name: string): number {
-    const dir = this.dirOf('memory', name)
-    const file = this.v1.has('memory') ? join(dir, 'agent', 'memory.oom_control') : join(dir, 'agent', 'memory.events')
-    return Number(/^oom_kill (\d+)$/m.exec(readIfThere(file))?.[1] ?? 0)
+    const file = this.v1.has('memory') ? 'memory.oom_control' : 'memory.events'
+    return Number(/^oom_kill (\d+)$/m.exec(readIfThere(join(this.agentMemoryDir(name), file)))?.[1] ?? 0)
   }
 
   /** Leaves of commands that still have processes, or had. */
@@ -329,6 +322,14 @@ export class Cgroups {
 
   private v1Dir(controller: Controller, name: string): string {
     return join(this.v1.get(controller) ?? '', PARENT, name)
+  }
+
+  /**
+   * v1 has one for the whole computer: the kernel keeps account of each superblock in each memory cgroup, which in a
+   * thousand computers comes to 100 KB for every one of these.
+   */
+  private agentMemoryDir(name: string): string {
+    return this.v1.has('memory') ? this.v1Dir('memory', name) : this.v2(name, 'agent')
   }
 
   private dirOf(controller: Controller, name: string): string {

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import type { Cgroups, Leaf, Purpose } from './cgroup.ts'
-import { type LauncherFiles, spawnCommand } from './launcher.ts'
+import { type LauncherFiles, type PrivateMounts, spawnCommand } from './launcher.ts'
 import { Tail } from './output.ts'
 
 export interface ExecRequest {
@@ -42,12 +42,12 @@ export class Commands {
    * Runs a command in the computer whose cgroup is `name` and whose pid 1 is `initPid` on the host. Returns when it ends,
    * even if a child it left behind holds its output; after the timeout it is killed with all its children.
    */
-  async run(name: string, initPid: number, request: ExecRequest): Promise<ExecResult> {
+  async run(name: string, initPid: number, mounts: PrivateMounts, request: ExecRequest): Promise<ExecResult> {
     const leaf: Leaf = `${request.purpose}-${randomBytes(6).toString('hex')}`
     this.running.add(leaf)
     try {
       this.cgroups.sweepCommands(name, this.running)
-      return await this.runIn(name, leaf, initPid, request)
+      return await this.runIn(name, leaf, initPid, mounts, request)
     } finally {
       this.running.delete(leaf)
       // One whose background processes live on goes with /restart, the computer, or a later command.
@@ -55,10 +55,17 @@ export class Commands {
     }
   }
 
-  private async runIn(name: string, leaf: Leaf, initPid: number, request: ExecRequest): Promise<ExecResult> {
+  private async runIn(
+    name: string,
+    leaf: Leaf,
+    initPid: number,
+    mounts: PrivateMounts,
+    request: ExecRequest,
+  ): Promise<ExecResult> {
     const { argv, env, cwd, timeoutMs, maxBytes } = request
     const started = performance.now()
-    const child = spawnCommand(this.files, { argv, env, cwd, cgroups: this.cgroups.joinFiles(name, leaf), initPid })
+    const cgroups = this.cgroups.joinFiles(name, leaf)
+    const child = spawnCommand(this.files, { argv, env, cwd, cgroups, initPid, ...mounts })
     let timedOut = false
     const timer = setTimeout(() => {
       timedOut = true

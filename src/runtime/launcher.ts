@@ -16,17 +16,19 @@ export interface BootOptions {
   rootfs: string
   devices: string
   hostname: string
+}
+
+/** What a program gets of its own beside the files of its computer. */
+export interface PrivateMounts {
   /** Files of /proc to hide. */
   masks: string[]
   shmBytes: number
 }
 
-export interface AgentOptions {
+export interface AgentOptions extends PrivateMounts {
   cgroups: string[]
   /** Host pid of the computer's pid 1. */
   initPid: number
-  masks: string[]
-  shmBytes: number
   /** `orb-init` as the computer sees it. */
   pid1: string
   /** Comes back in the exit file. */
@@ -58,9 +60,6 @@ export async function boot(files: LauncherFiles, options: BootOptions): Promise<
     options.devices,
     '--host',
     options.hostname,
-    ...repeat('--mask', options.masks),
-    '--shm',
-    String(options.shmBytes),
     '--seccomp',
     files.seccomp,
   ]
@@ -162,7 +161,8 @@ const ERRNO_TEXT: Record<number, string> = {
 }
 const errnoText = (errno: number): string => ERRNO_TEXT[errno] ?? `error ${errno}`
 
-export interface ExecOptions {
+/** Commands of one computer share their private mounts; those of the first one stay. */
+export interface ExecOptions extends PrivateMounts {
   cgroups: string[]
   initPid: number
   argv: string[]
@@ -179,6 +179,9 @@ export function spawnCommand(files: LauncherFiles, options: ExecOptions) {
     ...repeat('--cgroup', options.cgroups),
     '--init',
     String(options.initPid),
+    ...repeat('--mask', options.masks),
+    '--shm',
+    String(options.shmBytes),
     '--seccomp',
     files.seccomp,
     '--cwd',

@@ -154,8 +154,6 @@ export class Runtime {
       rootfs: paths.rootfs,
       devices: this.devices,
       hostname: name,
-      masks: this.masks,
-      shmBytes: shmBytes(spec),
     })
     this.inits.set(spec.id, pid)
   }
@@ -218,8 +216,7 @@ export class Runtime {
       ...start,
       cgroups: this.cgroups.joinFiles(name, 'agent'),
       initPid: this.initPid(spec),
-      masks: this.masks,
-      shmBytes: shmBytes(spec),
+      ...this.privateMounts(spec),
       life,
       pid1: await installPid1(this.paths(spec).rootfs, this.options.files.init),
     })
@@ -333,7 +330,7 @@ export class Runtime {
    */
   async exec(spec: ComputerSpec, request: ExecRequest): Promise<ExecResult> {
     await this.up(spec)
-    return this.beside.run(objectName(spec.shortId), this.initPid(spec), request)
+    return this.beside.run(objectName(spec.shortId), this.initPid(spec), this.privateMounts(spec), request)
   }
 
   /* ---- who is calling ---- */
@@ -358,6 +355,10 @@ export class Runtime {
   close(): void {
     this.network.close()
     void this.closeView()
+  }
+
+  private privateMounts(spec: ComputerSpec): launcher.PrivateMounts {
+    return { masks: this.masks, shmBytes: shmBytes(spec) }
   }
 
   private closeView(): Promise<void> {

@@ -1,5 +1,6 @@
 /** One computer of an orb under test, seen through the API, and through the kernel where the API must not be believed. */
 import { expect } from 'bun:test'
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { agentList, computer, deployed, executed, logs, writtenFile } from '../../src/api/cloud/schemas.ts'
@@ -175,9 +176,9 @@ export class Computer {
     return memoryOf(this.name)
   }
 
-  /** Of the agent's tree alone. */
+  /** Of the agent's tree alone, where memory is on cgroup v2. */
   agentMemoryBytes(): number {
-    return memoryOf(`${this.name}/agent`)
+    return existsSync('/sys/fs/cgroup/memory') ? memoryOf(this.name) : memoryOf(`${this.name}/agent`)
   }
 
   /* ---- the test agent ---- */

@@ -20,7 +20,7 @@
  *   --root DIR       root of the computer; --host NAME: its host name (boot)
  *   --dev DIR        /dev of all computers (boot), which is read-only (view)
  *   --mask PATH      file of the computer's /proc to hide under /dev/null, repeatable
- *   --shm BYTES      size of the agent's /dev/shm; for criu: an empty one is made ready at /run/shm
+ *   --shm BYTES      size of /dev/shm; for criu: an empty one is made ready at /run/shm
  *   --seccomp FILE   BPF program for everything that runs inside
  *   --pid1 PATH      this program as the computer sees it (agent)
  *   --life NUMBER    goes into the agent's exit file: tells one start from another, whatever the clock does (agent)
@@ -50,6 +50,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -57,6 +58,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -88,6 +90,7 @@ struct options {
 #define TREE_CLONE 1          /* OPEN_TREE_CLONE */
 #define TREE_RECURSIVE 0x8000 /* AT_RECURSIVE */
 #define TREE_ITSELF 4         /* MOVE_MOUNT_F_EMPTY_PATH */
+#define PROC_MAGIC 0x9fa0     /* linux/magic.h */
 #define MOUNT_READ_ONLY 1     /* MOUNT_ATTR_RDONLY */
 
 struct mount_attributes {
@@ -369,9 +372,43 @@ static void build_root(const struct options *o)
 	if (syscall(SYS_pivot_root, ".", ".")) die("pivot_root");
 	if (umount2(".", MNT_DETACH)) die("detach the old root");
 	if (chdir("/")) die("chdir /");
-	mount_proc(o);
-	mount_private_devices(o);
 	if (o->host && sethostname(o->host, strlen(o->host))) die("sethostname");
+}
+
+static void unmount_if_there(const char *target)
+{
+	if (umount2(target, MNT_DETACH) && errno != EINVAL) die("detach %s", target);
+}
+
+static void unmount_private(void)
+{
+	unmount_if_there("/proc");
+	unmount_if_there("/dev/pts");
+	unmount_if_there("/dev/shm");
+}
+
+/* /proc comes last, and is made read-only last. */
+static int has_private_mounts(void)
+{
+	struct statfs info;
+	return !statfs("/proc", &info) && info.f_type == PROC_MAGIC && info.f_flags & ST_RDONLY;
+}
+
+/*
+ * The mounts that commands in the computer share, from the first command on: in a thousand computers where only agents
+ * sleep they would cost hundreds of MB, as the kernel keeps account of each superblock in each memory cgroup.
+ * @param guard the computer's mount namespace, which nobody inside can open before that, nor lock
+ */
+static void provide_private_mounts(const struct options *o, int guard)
+{
+	if (has_private_mounts()) return;
+	if (flock(guard, LOCK_EX)) die("lock the computer's mounts");
+	if (!has_private_mounts()) {
+		unmount_private();
+		mount_private_devices(o);
+		mount_proc(o);
+	}
+	flock(guard, LOCK_UN);
 }
 
 static void idle(int signal)
@@ -512,8 +549,7 @@ static int agent(struct options *o)
 	reset_process("0");
 	mount_or_die(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
 	/* The computer's own are of no use to this pid namespace, and each mount costs time in every checkpoint. */
-	if (umount2("/proc", MNT_DETACH) || umount2("/dev/pts", MNT_DETACH) || umount2("/dev/shm", MNT_DETACH))
-		die("detach the computer's mounts");
+	unmount_private();
 	mount_proc(o);
 	mount_private_devices(o);
 	int null = open("/dev/null", O_RDWR);
@@ -540,6 +576,7 @@ static int exec_command(struct options *o)
 	size_t filter_size;
 	char *filter = read_filter(o, &filter_size);
 	char **environment = read_environment(o);
+	int guard = namespace_of(o->init, "mnt");
 	enter_computer(o);
 	pid_t child = fork();
 	if (child < 0) die("fork");
@@ -553,6 +590,7 @@ static int exec_command(struct options *o)
 		return wait_for(child);
 	}
 	setsid();
+	provide_private_mounts(o, guard);
 	reset_process("0");
 	if (o->tty && ioctl(0, TIOCSCTTY, 0)) die("controlling terminal");
 	close_from(3);
