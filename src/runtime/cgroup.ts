@@ -31,6 +31,7 @@ export interface Limits {
   cpuQuotaUs: number
 }
 
+const KB = 1024
 const CPU_PERIOD_US = 100_000
 /** Memory that has no file behind it is as good to push out as any other. */
 const RECLAIM_SWAPPINESS = '100'
@@ -272,11 +273,11 @@ export class Cgroups {
     return this.v1.has('memory') || existsSync(join(this.v2(name), 'memory.reclaim'))
   }
 
-  /** Bytes of the agent's memory that are in swap. */
+  /** Bytes of the agent's memory that are in swap. On v1 what forks share counts for each of them. */
   agentSwap(name: string): number {
-    const agent = this.agentMemoryDir(name)
-    if (!this.v1.has('memory')) return Number(readIfThere(join(agent, 'memory.swap.current')) || 0)
-    return Number(/^swap (\d+)$/m.exec(readIfThere(join(agent, 'memory.stat')))?.[1] ?? 0)
+    if (!this.v1.has('memory')) return Number(readIfThere(join(this.v2(name, 'agent'), 'memory.swap.current')) || 0)
+    const swapKb = (pid: number) => Number(/^VmSwap:\s+(\d+) kB$/m.exec(readIfThere(`/proc/${pid}/status`))?.[1] ?? 0)
+    return this.processes(name, 'agent').reduce((sum, pid) => sum + swapKb(pid) * KB, 0)
   }
 
   /** How often the OOM killer struck in the agent's tree; on v1, in this computer. */
@@ -368,7 +369,7 @@ function readIfThere(file: string): string {
   try {
     return readFileSync(file, 'utf8')
   } catch (thrown) {
-    if (['ENOENT', 'ENODEV'].includes(errnoCode(thrown) ?? '')) return ''
+    if (['ENOENT', 'ENODEV', 'ESRCH'].includes(errnoCode(thrown) ?? '')) return ''
     throw thrown
   }
 }

@@ -104,7 +104,6 @@ export function writeNotes(dir: string, { connections, emptyShm }: ImageNotes): 
 /** Those of an image that was never begun, or that a power cut took, are empty. */
 export function readNotes(dir: string): ImageNotes {
   try {
-    if (!existsSync(join(dir, NOTES))) return { connections: [], emptyShm: false }
     const stored = STORED.parse(JSON.parse(readFileSync(join(dir, NOTES), 'utf8')))
     return {
       connections: stored.connections.map(([local, localPort, remote, remotePort]) => ({
@@ -114,7 +113,7 @@ export function readNotes(dir: string): ImageNotes {
       emptyShm: stored.emptyShm,
     }
   } catch (error) {
-    log('warn', 'the notes of a checkpoint cannot be read', { dir, error })
+    if (errnoCode(error) !== 'ENOENT') log('warn', 'the notes of a checkpoint cannot be read', { dir, error })
     return { connections: [], emptyShm: false }
   }
 }

@@ -42,10 +42,11 @@ const NAME = /^orb-([0-9a-f]{8})$/
 export async function removeStrays(host: StrayHost, known: Known): Promise<Swept> {
   const swept: Swept = { computers: 0, directories: 0, loopDevices: 0, processes: 0, runtimes: 0, spoolFiles: 0 }
   const look = {
-    directories: directoriesOf(host.data),
-    loops: loopDevices(host.data),
-    criu: runningCriu(host.data.root),
-    kernel: kernelObjects(host),
+    directories: await inTurn(() => directoriesOf(host.data)),
+    loops: await inTurn(() => loopDevices(host.data)),
+    criu: await inTurn(() => runningCriu(host.data.root)),
+    links: await inTurn(() => linksOf(host)),
+    started: await inTurn(() => startedBy(host)),
     mounts: [...(await mountPoints())].flatMap((place) => computerOf(host.data.computers, place) ?? []),
   }
   const ids = known()
@@ -63,7 +64,7 @@ export async function removeStrays(host: StrayHost, known: Known): Promise<Swept
     const id = computerOf(host.data.checkpoints, dir)
     if (id !== null && !ids.has(id)) await attempt(`criu ${pid}`, () => killProcess(pid), 'processes')
   }
-  const inKernel = new Map(look.kernel.map((shortId) => [shortId, shortId]))
+  const inKernel = new Map([...look.links, ...look.started].map((shortId) => [shortId, shortId]))
   for (const id of [...look.mounts, ...look.directories]) {
     if (!ids.has(id) && (look.mounts.includes(id) || inKernel.has(id.slice(0, SHORT_ID_LENGTH))))
       inKernel.set(id.slice(0, SHORT_ID_LENGTH), id)
@@ -83,9 +84,13 @@ export async function removeStrays(host: StrayHost, known: Known): Promise<Swept
   for (const name of await spoolFiles(host.data)) {
     await attempt(name, () => rmSync(join(host.data.spool, name), { force: true }), 'spoolFiles')
   }
-  for (const dir of unusedRuntimes(host)) await attempt(dir, () => rm(dir, { recursive: true }), 'runtimes')
+  for (const dir of await inTurn(() => unusedRuntimes(host)))
+    await attempt(dir, () => rm(dir, { recursive: true }), 'runtimes')
   return swept
 }
+
+/** With a thousand computers each look takes tens of ms: between two of them others have their turn. */
+const inTurn = <T>(look: () => T): Promise<T> => Bun.sleep(0).then(look)
 
 async function takeDown(host: StrayHost, id: string, shortId: string): Promise<void> {
   await host.down(id, shortId)
@@ -94,14 +99,20 @@ async function takeDown(host: StrayHost, id: string, shortId: string): Promise<v
   for (const place of places.sort().reverse()) await run(['umount', place])
 }
 
-/** Short ids of computers that have a link with an address of this orb, or a pid 1 that runs this orb's program. */
-function kernelObjects({ data, cgroups, network }: StrayHost): string[] {
-  const links = list('/sys/class/net').filter((name) => NAME.test(name) && network.owns(name))
-  const started = cgroups
+/** Short ids of computers that have a link with an address of this orb. */
+const linksOf = ({ network }: StrayHost): string[] =>
+  list('/sys/class/net')
+    .filter((name) => NAME.test(name) && network.owns(name))
+    .flatMap(shortIdsIn)
+
+/** Of those that have a pid 1 that runs this orb's program. */
+const startedBy = ({ data, cgroups }: StrayHost): string[] =>
+  cgroups
     .computers()
     .filter((name) => NAME.test(name) && cgroups.processes(name, 'init').some((pid) => isOurs(data, pid)))
-  return [...new Set([...links, ...started])].flatMap((name) => NAME.exec(name)?.[1] ?? [])
-}
+    .flatMap(shortIdsIn)
+
+const shortIdsIn = (name: string): string[] => NAME.exec(name)?.slice(1) ?? []
 
 const isOurs = (data: DataPaths, pid: number): boolean => programOf(pid).startsWith(`${data.root}/runtime/`)
 

@@ -253,6 +253,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       await Promise.all([proxy.stop(graceMs), others])
       await dns.stop()
       await janitor.stop()
+      await recovery.over
       await Promise.all(registry.all().map((life) => life.settledDown()))
       await giveSwapBack(data.swap)
       runtime.close()

@@ -11,9 +11,9 @@ beforeEach(() => {
 })
 afterEach(() => stderr.mockRestore())
 
-const life = (shortId: string, images: Promise<number>): Life => {
+const life = (shortId: string, removeStrays: () => Promise<number>): Life => {
   const computer = { id: `${shortId}-0`, shortId } as ComputerRow
-  return { computer, deleted: new AbortController().signal, removeStrays: () => images } as unknown as Life
+  return { computer, deleted: new AbortController().signal, removeStrays } as unknown as Life
 }
 
 /** What it logs in its first round. */
@@ -44,7 +44,7 @@ async function firstRound(deps: {
 
 test('a healthy server is told so', async () => {
   const known: string[] = []
-  const said = await firstRound({ lives: [life('a', Promise.resolve(0))], up: ['a'], known })
+  const said = await firstRound({ lives: [life('a', async () => 0)], up: ['a'], known })
   expect(said).toEqual(['info no leftovers'])
   expect(known).toEqual(['a-0'])
 })
@@ -57,13 +57,13 @@ test('with a database that knows nobody nothing is taken for a leftover', async 
 })
 
 test('what was removed is counted, kind by kind', async () => {
-  const lives = [life('a', Promise.resolve(2)), life('b', Promise.resolve(1))]
+  const lives = [life('a', async () => 2), life('b', async () => 1)]
   const said = await firstRound({ lives, up: ['a', 'b'], swept: { loopDevices: 4 }, locks: 1 })
   expect(said).toEqual(['info leftovers were removed loopDevices=4 locks=1 images=3'])
 })
 
 test('a computer that is not there any more is named, one whose deletion came in between is no trouble', async () => {
-  const lives = [life('a', Promise.resolve(0)), life('b', Promise.reject(new Error('no such computer')))]
+  const lives = [life('a', async () => 0), life('b', () => Promise.reject(new Error('no such computer')))]
   const said = await firstRound({ lives, up: ['b'] })
   expect(said).toEqual([expect.stringMatching(/^warn a computer is not there.* computer=a$/), 'info no leftovers'])
 })

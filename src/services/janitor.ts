@@ -24,7 +24,8 @@ export class Janitor {
   private round: Promise<unknown>
 
   constructor(private readonly deps: JanitorDeps) {
-    this.round = this.look()
+    // Orb is ready before it begins.
+    this.round = Bun.sleep(0).then(() => this.look())
     this.timer = setInterval(() => {
       this.round = this.round.then(() => this.look())
     }, INTERVAL_MS)

@@ -10,7 +10,7 @@ import { Ladder, type LadderOptions } from './ladder.ts'
 import { agentFailed, decide, isSettled, type Step, type Wish } from './machine.ts'
 import { chooseSleep } from './policy.ts'
 import { AgentRecord } from './record.ts'
-import { isAtRest, type RecoveryContext, recoverAgent } from './recovery.ts'
+import { isAtRest, type RecoveryContext, recoverAgent, shouldRest } from './recovery.ts'
 import { situationOf } from './situation.ts'
 import type { Slots } from './slots.ts'
 import { AgentTree, type Slept, type TreeDeps } from './tree.ts'
@@ -67,6 +67,9 @@ export class Life {
   private holds = 0
   private readonly waitingForRelease: (() => void)[] = []
   private readonly deletion = new AbortController()
+  /** After a start of orb: what is done before anything else. */
+  private firstLook: (() => void) | null = null
+  private looking: Promise<void> = Promise.resolve()
 
   constructor(
     private readonly deps: LifeDeps,
@@ -206,6 +209,9 @@ export class Life {
       this.ladder.touch()
     }
     try {
+      // It ends what is left of a former build, and is not to find this one.
+      this.firstLook?.()
+      await this.looking
       const row = this.row()
       if (row && row.phase !== 'failed') await this.wake('build')
       return release
@@ -267,6 +273,26 @@ export class Life {
     })
     over.catch(() => resolve())
     return { known, over }
+  }
+
+  /** As far as the database knows, there is nothing to recover. */
+  get shouldRest(): boolean {
+    return shouldRest(this.row())
+  }
+
+  /** As `recover`, but not before `now` is called or something is wanted of the agent. */
+  recoverLater(rebooted: boolean, criu: CriuProcess[], gates: RecoveryGates): { now(): void; over: Promise<void> } {
+    const { promise: over, resolve, reject } = Promise.withResolvers<void>()
+    this.looking = over.catch(() => undefined)
+    this.firstLook = () => {
+      this.firstLook = null
+      try {
+        resolve(this.recover(rebooted, criu, gates)?.over)
+      } catch (thrown) {
+        reject(thrown)
+      }
+    }
+    return { now: () => this.firstLook?.(), over }
   }
 
   /** Removes images that are not the agent's. Returns how many things there were. */
@@ -379,6 +405,7 @@ export class Life {
 
   private turn<T>(work: () => Promise<T>): Promise<T> {
     if (this.deletion.signal.aborted) return Promise.reject(new OrbError('not_found', 'no such computer'))
+    this.firstLook?.()
     this.busy++
     const turn = this.queue.then(work).finally(() => {
       this.busy--

@@ -22,14 +22,18 @@ export interface RecoveryContext {
 /** What is left to do, once it is known what the agent is: it may take long, and only who wants the agent has to wait. */
 export type Rest = () => Promise<unknown>
 
+/** What the database has of the agent leaves nothing to do: it is on disk, or ended, or there is none. */
+export const shouldRest = (row: AgentRow | null): boolean =>
+  row === null ||
+  ((row.phase === 'failed' || (row.phase === 'checkpointed' && row.image !== null)) && !row.llmOutstanding)
+
 /**
- * Whether the agent and the database agree without anything done: it is on disk, or ended, or there is none. Its computer
- * need not be there for that: it is brought up for whoever wants something in it.
+ * Whether the kernel agrees, without anything done. The computer need not be there for that: it is brought up for whoever
+ * wants something in it.
  */
 export function isAtRest({ runtime, computer, record, criu }: Omit<RecoveryContext, 'resumeCalls'>): boolean {
   const row = record.row()
-  const quiet = row === null || row.phase === 'failed' || (row.phase === 'checkpointed' && row.image !== null)
-  return quiet && !row?.llmOutstanding && runtime.isAtRest(computer, row?.image ?? null, criu)
+  return shouldRest(row) && runtime.isAtRest(computer, row?.image ?? null, criu)
 }
 
 /** What happened since the agent's row was written. */

@@ -48,8 +48,9 @@ export class Registry {
 
 /** Agents that are on disk, or half way: what the runtime must keep closed from the first moment after a start. */
 export function asleep(store: Store): { spec: ComputerRow; image: string }[] {
+  const computers = new Map(store.computers.all().map((computer) => [computer.id, computer]))
   return store.agents.all().flatMap(({ computerId, image }) => {
-    const spec = store.computers.get(computerId)
+    const spec = computers.get(computerId)
     return spec && image ? [{ spec, image }] : []
   })
 }
