@@ -32,7 +32,11 @@ export const benchmark: Benchmark = {
       const sleeper = await Sleeper.create(orb, `sleeper-${index}`)
       images.push(await sleeper.sleep())
       sleepers.push(sleeper)
-      if (sleepers.length % PROGRESS_STEP === 0) progress(`${sleepers.length} of ${count} computers sleep`)
+      if (sleepers.length % PROGRESS_STEP !== 0) return
+      // Others are awake meanwhile: a run that is cut off has told something all the same.
+      const memory = (kernelMemory().total - before.total + processMemory([orb.pid])) / MB
+      const list = spreadOf(await listTimes(orb, 1)).p50
+      progress(`${sleepers.length} of ${count} sleep: ${memory.toFixed(0)} MB, list ${list.toFixed(0)} ms`)
     })
     const perSecond = (count - 1) / ((performance.now() - began) / 1000)
 
@@ -45,11 +49,14 @@ export const benchmark: Benchmark = {
     const initBytes = processMemory(sleepers.flatMap((sleeper) => sleeper.processes()))
     const kernelBytes = after.total - before.total
     const all = kernelBytes + orbBytes + initBytes
-    progress(`${Math.round(all / MB)} MB of RAM, of which orb ${Math.round(orbBytes / MB)} MB`)
+    const [allMb, kernelMb, orbMb] = [all, kernelBytes, orbBytes].map((bytes) => Math.round(bytes / MB))
+    progress(`${allMb} MB of RAM: kernel ${kernelMb} MB, orb ${orbMb} MB; ${perSecond.toFixed(1)} made per s`)
 
-    const lists = await listTimes(orb)
+    const lists = await listTimes(orb, LISTS)
+    progress(`GET /v1/computers ${spreadOf(lists).p50.toFixed(1)} ms`)
     const chosen = pick(sleepers, WAKES)
     const many = await wakes(chosen)
+    progress(`they wake in ${spreadOf(many).p50.toFixed(0)} ms`)
     const restarts: number[] = []
     const recoveries: number[] = []
     for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
@@ -114,9 +121,9 @@ async function wakes(sleepers: Sleeper[]): Promise<number[]> {
 const pick = (sleepers: Sleeper[], count: number): Sleeper[] =>
   Array.from({ length: count }, (_, index) => sleepers[Math.floor((index * sleepers.length) / count)] as Sleeper)
 
-async function listTimes(orb: PrivateOrb): Promise<number[]> {
+async function listTimes(orb: PrivateOrb, rounds: number): Promise<number[]> {
   const times: number[] = []
-  for (let round = 0; round < LISTS; round++) {
+  for (let round = 0; round < rounds; round++) {
     const began = performance.now()
     const response = await fetch(`${orb.url}/v1/computers`, { headers: { authorization: `Bearer ${orb.key}` } })
     z.looseObject({ computers: z.array(z.unknown()).nonempty() }).parse(await response.json())

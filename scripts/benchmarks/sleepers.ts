@@ -6,8 +6,8 @@ import { demoted, logs } from '../../src/api/cloud/schemas.ts'
 import type { Computer, PrivateOrb } from '../support/orb.ts'
 
 export const DOMAIN = 'orb.test'
-/** orb itself sees to it that no more agents are dumped at once than there are cores. */
-export const SLEEPERS_AT_ONCE = 4
+/** While one waits for its deploy others use the cores; orb dumps no more agents at once than there are cores. */
+export const SLEEPERS_AT_ONCE = 8
 const AGENT_SOURCE = readFileSync(join(import.meta.dir, 'sleeper-agent.js'), 'utf8')
 const AGENT_PORT = 8000
 const RUNTIME_MB = 256

@@ -43,3 +43,11 @@ test('notes of an earlier boot count for nothing', async () => {
   expect(await notes.processesLost()).toBe(true)
   expect(await notes.subnet()).toBeNull()
 })
+
+test('criu is asked once in a boot, and again when it is another', async () => {
+  expect(await notes.criuWorks('4.2')).toBe(false)
+  await notes.noteCriu('4.2')
+  expect([await notes.criuWorks('4.2'), await notes.criuWorks('4.3')]).toEqual([true, false])
+  await age('criu_works')
+  expect(await notes.criuWorks('4.2')).toBe(false)
+})

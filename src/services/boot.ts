@@ -5,16 +5,18 @@ import { join } from 'node:path'
 const BOOT_ID = '/proc/sys/kernel/random/boot_id'
 
 /**
- * What a data directory knows of the boot that its computers came up in. Both notes lie in its run directory; a missing
+ * What a data directory knows of the boot that its computers came up in. Its notes lie in its run directory; a missing
  * or older one says that nothing of its computers is in the kernel.
  */
 export class BootNotes {
   private readonly recoveredFile: string
   private readonly subnetFile: string
+  private readonly criuFile: string
 
   constructor(runDir: string) {
     this.recoveredFile = join(runDir, 'boot_id')
     this.subnetFile = join(runDir, 'subnet')
+    this.criuFile = join(runDir, 'criu_works')
   }
 
   /** Whether the processes that the database tells of were lost with an earlier boot, or taken down. */
@@ -36,6 +38,15 @@ export class BootNotes {
   async subnet(): Promise<string | null> {
     const [boot, subnet] = (await read(this.subnetFile)).split(' ')
     return boot === (await bootId()) && subnet ? subnet : null
+  }
+
+  /** Whether this version of criu was asked in this boot and can work on the kernel: that asking takes 50 ms. */
+  async criuWorks(version: string): Promise<boolean> {
+    return (await read(this.criuFile)) === `${await bootId()} ${version}`
+  }
+
+  async noteCriu(version: string): Promise<void> {
+    await writeFile(this.criuFile, `${await bootId()} ${version}`)
   }
 
   async allDown(): Promise<void> {

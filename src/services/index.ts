@@ -7,7 +7,7 @@ import { messageOf } from '../errors.ts'
 import { log } from '../log.ts'
 import { startDns } from '../proxy/dns.ts'
 import { startLlmProxy } from '../proxy/llm.ts'
-import { unpackBundle } from '../runtime/bundle.ts'
+import { type RuntimeFiles, unpackBundle } from '../runtime/bundle.ts'
 import { checkCriu } from '../runtime/criu-check.ts'
 import { hostNameservers } from '../runtime/network.ts'
 import { dataPaths } from '../runtime/paths.ts'
@@ -73,7 +73,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
   const network = networkOf(settings)
   const releaseSubnet = claimSubnet(network.base, settings.subnet.text)
   await boot.networkUp(settings.subnet.text)
-  const [checked, swap] = [checkCriu(files), provideSwap(data.swap, settings.swapBytes)]
+  const [checked, swap] = [criuProblem(boot, files), provideSwap(data.swap, settings.swapBytes)]
   const runtime = await Runtime.start(
     {
       data,
@@ -261,6 +261,13 @@ export async function startServices(settings: Settings): Promise<RunningServices
       releaseSubnet()
     },
   }
+}
+
+async function criuProblem(boot: BootNotes, files: RuntimeFiles): Promise<string | null> {
+  if (await boot.criuWorks(files.criuVersion)) return null
+  const problem = await checkCriu(files)
+  if (problem === null) await boot.noteCriu(files.criuVersion)
+  return problem
 }
 
 /** Without the swap file that the settings want, agents sleep as they do on a host without swap. */
