@@ -184,6 +184,20 @@ describe('a command', () => {
     expect(said.stdout).toMatch(/^(.*Read-only file system\n){3}.* differ: .*\n$/)
   })
 
+  test('shares /dev/shm, terminals and a read-only /proc with the others, from the very first ones on', async () => {
+    const fresh = await orb.computer()
+    const mounts = 'grep -E " /(proc|dev/pts|dev/shm) " /proc/self/mounts | cut -d " " -f 2,3 | sort; touch /dev/shm/$$'
+    const results = await Promise.all(Array.from({ length: 8 }, () => shell(orb.runtime, fresh, mounts)))
+    const expected = '/dev/pts devpts\n/dev/shm tmpfs\n/proc proc\n'
+    expect(results.map(({ stdout, stderr }) => stdout + stderr)).toEqual(results.map(() => expected))
+    const { stdout } = await shell(
+      orb.runtime,
+      fresh,
+      'ls /dev/shm | wc -l; wc -c < /proc/keys; (echo 1 > /proc/sys/kernel/panic) 2>&1 | grep -c Read-only',
+    )
+    expect(stdout).toBe('8\n0\n1\n')
+  })
+
   test('has next to no rights over the machine', async () => {
     const { stdout } = await sh(
       'mount -t tmpfs x /mnt || echo no mount; unshare -m true || echo no unshare; echo 1 > /proc/sys/kernel/panic || echo no sysctl; mknod /tmp/disk b 7 0 && cat /tmp/disk || echo no device',
