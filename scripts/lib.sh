@@ -43,6 +43,19 @@ need_packages() {
   apt_install "${missing[@]}" || die "could not install: ${missing[*]}"
 }
 
+# The address of the Debian archive (not its security part) in this machine's apt configuration. The
+# label is known only where package lists were fetched; before that the release's name tells.
+debian_mirror() {
+  local codename found
+  found="$(apt-get indextargets --format '$(REPO_URI)' 'Label: Debian' 'Created-By: Packages' | head -n 1)"
+  if [ -z "$found" ]; then
+    codename="$(. /etc/os-release && printf %s "${VERSION_CODENAME:-stable}")"
+    found="$(apt-get update --print-uris | sed -n "s#^'\(.*\)/dists/$codename/InRelease'.*#\1#p" | head -n 1)"
+  fi
+  [ -n "$found" ] || die "no Debian archive in this machine's apt configuration (CRIU can be taken from a folder of .deb files: scripts/vendor-criu FOLDER)"
+  printf '%s\n' "$found"
+}
+
 # need_node: node and npm, from Debian where no other is there.
 need_node() {
   if ! command -v node >/dev/null; then need_packages nodejs; fi
@@ -75,6 +88,13 @@ need_modules() {
   say "Installing node_modules from bun.lock"
   (cd "$ORB_ROOT" && bun install --frozen-lockfile >&2) || die "bun install failed"
   printf '%s\n' "$want" >"$stamp"
+}
+
+# summary_count pass|fail REPORT: how many tests did so, as bun's report says.
+summary_count() {
+  local number
+  number="$(tr -d '\r' <"$2" | sed -nE "s/^ +([0-9]+) $1\$/\1/p" | tail -n 1)"
+  printf '%d\n' "${number:-0}"
 }
 
 # build_init: build/orb-init, the static pid 1, from its C source when that is newer.

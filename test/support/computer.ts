@@ -8,7 +8,7 @@ import type { Question } from './agent.ts'
 import type { Answer, Orb, Payload } from './orb.ts'
 import { memoryOf, processesIn, until } from './sweep.ts'
 
-const WAIT_TIMEOUT_MS = 20_000
+const WAIT_TIMEOUT_MS = 60_000
 const AGENT_PORT = 8000
 /** Where the test agent is put, relative to /agent/code. */
 const AGENT_FILE = 'agent.mjs'
