@@ -23,6 +23,7 @@ const MIN_KERNEL: [major: number, minor: number] = [5, 15]
 const LOW_DISK_GB = 10
 const GB = 1024 ** 3
 
+const SYSTEM_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 /** Host programs that computers are made with, and the Debian package that holds each. */
 const PROGRAMS: [program: string, debianPackage: string][] = [
   ['ip', 'iproute2'],
@@ -48,8 +49,8 @@ export async function runDoctor(settings: Settings): Promise<number> {
     checkKernel(),
     checkCgroups(),
     ...PROGRAMS.map(checkProgram),
-    checkKernelFile('overlay file system', '/proc/filesystems', /\boverlay$/m, 'modprobe overlay'),
-    checkKernelFile('ext4 file system', '/proc/filesystems', /\bext4$/m, 'modprobe ext4'),
+    checkFileSystem('overlay'),
+    checkFileSystem('ext4'),
     checkPath('loop devices', '/dev/loop-control', 'modprobe loop'),
     checkPath('user page faults', '/proc/sys/vm/unprivileged_userfaultfd', 'use a kernel with CONFIG_USERFAULTFD'),
     checkBase(settings),
@@ -93,14 +94,22 @@ function checkCgroups(): Finding {
 }
 
 function checkProgram([program, debianPackage]: [string, string]): Finding {
-  const path = Bun.which(program, { PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' })
+  const path = Bun.which(program, { PATH: SYSTEM_PATH })
   if (path) return { level: 'ok', name: program, text: path }
   return { level: 'missing', name: program, text: `not found; apt-get install ${debianPackage}` }
 }
 
-function checkKernelFile(name: string, file: string, pattern: RegExp, fix: string): Finding {
-  if (pattern.test(readFileSync(file, 'utf8'))) return { level: 'ok', name, text: 'yes' }
-  return { level: 'missing', name, text: `not in this kernel; ${fix}` }
+/** The kernel loads the module of a file system by itself when one is mounted. */
+function checkFileSystem(type: string): Finding {
+  const name = `${type} file system`
+  if (new RegExp(`\\b${type}$`, 'm').test(readFileSync('/proc/filesystems', 'utf8'))) {
+    return { level: 'ok', name, text: 'yes' }
+  }
+  const modprobe = Bun.which('modprobe', { PATH: SYSTEM_PATH })
+  if (modprobe && Bun.spawnSync([modprobe, '--dry-run', '--quiet', type]).exitCode === 0) {
+    return { level: 'ok', name, text: 'as a module' }
+  }
+  return { level: 'missing', name, text: 'neither in this kernel nor among its modules' }
 }
 
 function checkPath(name: string, path: string, fix: string): Finding {
