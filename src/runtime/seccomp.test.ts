@@ -8,6 +8,7 @@ const ARCHES: Arch[] = ['x64', 'arm64']
 /** linux/audit.h */
 const AUDIT = { x64: 0xc000003e, arm64: 0xc00000b7, i386: 0x40000003, arm: 0x40000028 }
 const EPERM = 0x50001
+const ENOSPC = 0x5001c
 const ENOSYS = 0x50026
 const ALLOW = 0x7fff0000
 const KILL = 0x80000000
@@ -87,6 +88,10 @@ describe.each(HEADERS)('%s, by the numbers of %s', (arch, header) => {
 
   test('missing is exactly what is meant', () => {
     expect(named(ENOSYS)).toEqual(MISSING.toSorted())
+  })
+
+  test('no memory protection key is to be had', () => {
+    expect(named(ENOSPC)).toEqual(['pkey_alloc'])
   })
 
   test('arguments are looked at in the right calls', () => {

@@ -1,10 +1,11 @@
 /**
  * The seccomp filter of everything that runs in a computer: a classic BPF program, assembled here.
  * Allowed by default; denied is what reaches the kernel beyond the computer (mounts, modules, namespaces, keyrings,
- * tracing of the host, raw time and boot control) and what criu cannot dump (io_uring).
+ * tracing of the host, raw time and boot control) and what criu cannot dump or restore (io_uring, protection keys).
  */
 
 const EPERM = 1
+const ENOSPC = 28
 const ENOSYS = 38
 
 const RET_ALLOW = 0x7fff0000
@@ -38,6 +39,7 @@ interface Architecture {
   unshare: number
   ioctl: number
   socket: number
+  pkeyAlloc: number
 }
 
 const IO_URING = [425, 426, 427]
@@ -49,6 +51,7 @@ const X64: Architecture = {
   unshare: 272,
   ioctl: 16,
   socket: 41,
+  pkeyAlloc: 330,
   denied: {
     mount: 165,
     umount2: 166,
@@ -113,6 +116,7 @@ const ARM64: Architecture = {
   unshare: 97,
   ioctl: 29,
   socket: 198,
+  pkeyAlloc: 289,
   denied: {
     mount: 40,
     umount2: 39,
@@ -209,6 +213,9 @@ export function seccompFilter(architecture: NodeJS.Architecture = process.arch):
   for (const number of IO_URING) denyCall(number, ENOSYS)
   // Its flags lie behind a pointer, where no filter can look: libc falls back to clone.
   denyCall(arch.clone3, ENOSYS)
+  // criu restores no memory protection keys: V8, which guards its code with one, would die after a wake. To programs this
+  // is a processor without them.
+  denyCall(arch.pkeyAlloc, ENOSPC)
   for (const number of Object.values(arch.denied)) denyCall(number, EPERM)
   denyArgument(arch.clone, OFFSET_ARG0_LOW, JUMP_ANY_BIT, NEW_NAMESPACES, EPERM)
   denyArgument(arch.unshare, OFFSET_ARG0_LOW, JUMP_ANY_BIT, NEW_NAMESPACES, EPERM)
