@@ -10,7 +10,7 @@ import { Ladder, type LadderOptions } from './ladder.ts'
 import { agentFailed, decide, isSettled, type Step, type Wish } from './machine.ts'
 import { chooseSleep } from './policy.ts'
 import { AgentRecord } from './record.ts'
-import { isAtRest, type RecoveryContext, recoverAgent, shouldRest } from './recovery.ts'
+import { isAtRest, type RecoveryContext, recoverAgent, type Since, shouldRest } from './recovery.ts'
 import { situationOf } from './situation.ts'
 import type { Slots } from './slots.ts'
 import { AgentTree, type Slept, type TreeDeps } from './tree.ts'
@@ -63,6 +63,8 @@ export class Life {
   /** Takes a dump that still waits for its turn out of the queue, in which a wake would wait behind it. */
   private unwantedDump: AbortController | null = null
   private readonly atNextRun = new Set<() => void>()
+  /** What happened, where that could not be made good yet. */
+  private unrecovered: Since | null = null
   /** Builds that need it awake. */
   private holds = 0
   private readonly waitingForRelease: (() => void)[] = []
@@ -266,8 +268,11 @@ export class Life {
     const context = this.recovery(criu)
     if (isAtRest(context)) return null
     const { promise: known, resolve } = Promise.withResolvers<void>()
+    const since = { rebooted, restarted: true }
     const over = this.turn(async () => {
-      const rest = await gates.look.run('restore', () => recoverAgent(context, { rebooted, restarted: true }))
+      this.unrecovered = since
+      const rest = await gates.look.run('restore', () => recoverAgent(context, since))
+      this.unrecovered = null
       resolve()
       if (rest) await gates.rest.run('restore', rest)
     })
@@ -378,12 +383,14 @@ export class Life {
     return { runtime, slots, computer, record, tree, criu, resumeCalls }
   }
 
-  /** A transition that broke off half way, as when its outcome could not be written down, is judged as after a crash. */
+  /** A recovery that failed is tried again. A transition that broke off half way, as when its outcome could not be written down, is judged as after a crash. */
   private async mend(): Promise<void> {
     const row = this.row()
-    if (!row || isSettled(row.phase)) return
+    const since = this.unrecovered ?? (row && !isSettled(row.phase) ? { rebooted: false, restarted: false } : null)
+    if (since === null) return
     const context = this.recovery(this.deps.runtime.checkpoints.running())
-    const rest = await recoverAgent(context, { rebooted: false, restarted: false })
+    const rest = await recoverAgent(context, since)
+    this.unrecovered = null
     await rest?.()
   }
 

@@ -31,7 +31,10 @@ export async function recoverAgents(
   const looks = resting.flatMap((life) => withComputer(life, life.recoverLater(rebooted, criu, gates)) ?? [])
   const over = lookAtAll(looks)
     .then(() => Promise.allSettled([...recovering, ...looks].map(({ over }) => over)))
-    .then(() => boot.recovered())
+    // The next start is told of what this one could not make good.
+    .then(async (results) => {
+      if (results.every(({ status }) => status === 'fulfilled')) await boot.recovered()
+    })
     .then(() => {
       const ms = Math.round(performance.now() - started)
       log('info', 'all agents are looked after', { computers: all.length, recovered: recovering.length, ms })
