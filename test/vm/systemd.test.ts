@@ -62,6 +62,12 @@ async function sleepsThrough(computer: Computer, question: string): Promise<void
   await computer.waitForState('checkpointed', SLEEP_TIMEOUT_MS)
 }
 
+/** A demote or promote that must succeed. */
+async function go(computer: Computer, verb: 'demote' | 'promote'): Promise<void> {
+  const { status, text } = await computer.call('POST', `/agents/${verb}`)
+  expect([status, text]).toEqual([200, text])
+}
+
 test('this is the kind of server that is meant', () => {
   const mounts = readFileSync('/proc/self/mounts', 'utf8')
   expect(mounts).toContain(' /sys/fs/cgroup cgroup2 ')
@@ -246,7 +252,7 @@ describe('when orb ends', () => {
     lives = []
     for (const computer of [awake, asleep])
       lives.push({ life: (await computer.state()).life, pid: (await computer.agent())?.pid })
-    expect((await asleep.call('POST', '/agents/demote')).status).toBe(200)
+    await go(asleep, 'demote')
   })
 
   async function expectBothThere(): Promise<void> {
@@ -278,10 +284,10 @@ describe('when orb ends', () => {
   })
 
   test('the sleeping one wakes with what it had', async () => {
-    expect((await asleep.call('POST', '/agents/promote')).status).toBe(200)
+    await go(asleep, 'promote')
     expect((await asleep.state()).life).toBe(lives[1]?.life ?? '')
     await asleep.expectStarts(1)
-    expect((await asleep.call('POST', '/agents/demote')).status).toBe(200)
+    await go(asleep, 'demote')
   })
 
   test('orb down takes everything out of the kernel, and the next orb wakes who slept', async () => {
@@ -294,7 +300,7 @@ describe('when orb ends', () => {
     expect(readFileSync('/proc/swaps', 'utf8').trim().split('\n')).toHaveLength(1)
     expect(sh('nft', 'list', 'tables')).toBe('')
     await orb.start()
-    expect((await asleep.call('POST', '/agents/promote')).status).toBe(200)
+    await go(asleep, 'promote')
     expect((await asleep.state()).life).toBe(lives[1]?.life ?? '')
   })
 
