@@ -87,7 +87,7 @@ describe('on a host with nothing but v2', () => {
     expect(cgroups.commands(NAME, ['build'])).toEqual([])
   })
 
-  test('figures are the agent’s', () => {
+  test('figures are the agent’s', async () => {
     const { root, cgroups, read } = tree()
     cgroups.create(NAME, LIMITS)
     const agent = `orb/${NAME}/agent`
@@ -108,7 +108,8 @@ describe('on a host with nothing but v2', () => {
     expect(read(`${NAME}/agent/cgroup.freeze`)).toBe('0')
     cgroups.kill(NAME, 'agent')
     expect(read(`${NAME}/agent/cgroup.kill`)).toBe('1')
-    cgroups.dropCache(NAME)
+    put(root, `orb/${NAME}/memory.reclaim`)
+    await cgroups.dropCache(NAME)
     expect(read(`${NAME}/memory.reclaim`)).toBe('8192')
   })
 
@@ -122,6 +123,7 @@ describe('on a host with nothing but v2', () => {
     expect(cgroups.canReclaim(NAME)).toBe(false)
     put(root, `orb/${NAME}/memory.reclaim`)
     expect(cgroups.canReclaim(NAME)).toBe(true)
+    put(root, `orb/${NAME}/agent/memory.reclaim`)
     const under = cgroups.reclaimAgent(NAME, new AbortController().signal)
     expect(read(`${NAME}/memory.swap.max`)).toBe(String(192 * MB))
     await under
@@ -139,6 +141,15 @@ describe('on a host with nothing but v2', () => {
     await cgroups.reclaimAgent(NAME, AbortSignal.abort())
     expect(existsSync(join(root, `orb/${NAME}/agent/memory.reclaim`))).toBe(false)
     expect(read(`${NAME}/memory.swap.max`)).toBe('0')
+  })
+
+  test('a kernel that searches on when nothing more can go is stopped', async () => {
+    const { root, cgroups } = tree()
+    cgroups.create(NAME, LIMITS)
+    put(root, `orb/${NAME}/memory.current`, '8192\n')
+    // A pipe that nobody reads keeps its writer for ever.
+    expect(Bun.spawnSync(['mkfifo', join(root, `orb/${NAME}/memory.reclaim`)]).exitCode).toBe(0)
+    await cgroups.dropCache(NAME)
   })
 
   test('a computer without cgroups has nothing, and that is no error', () => {
@@ -307,7 +318,7 @@ describe('on this host', () => {
       Bun.spawnSync(['sh', '-c', `sync ${file} && dd if=${file} iflag=nocache count=0 status=none`])
       expect(await start(name, 'agent', `cat ${file} > /dev/null`).exited).toBe(0)
       expect(cgroups.agentMemory(name)).toBeGreaterThan(16 * MB)
-      cgroups.dropCache(name)
+      await cgroups.dropCache(name)
       expect(cgroups.agentMemory(name)).toBeLessThan(4 * MB)
     } finally {
       rmSync(dirname(file), { recursive: true })

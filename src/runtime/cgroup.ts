@@ -43,6 +43,8 @@ const RECLAIM_PASSES = 8
 const RECLAIM_PAUSE_MS = 30
 const RECLAIM_REST_BYTES = 4 * 1024 * 1024
 const RECLAIM_LEAST_BYTES = 1024 * 1024
+/** With the multi-generational LRU the kernel searches on for many seconds when all that can go is gone: it is stopped then. */
+const RECLAIM_STALL_MS = 200
 /** The directory above all computers, in each hierarchy. systemd leaves alone what it did not make. */
 const PARENT = 'orb'
 const CONTROLLERS = ['memory', 'pids', 'cpu'] as const
@@ -220,14 +222,14 @@ export class Cgroups {
    * Gives the page cache that a computer is charged for back to the host: what its agent left behind, and what commands
    * beside it read, which may be the same programs.
    */
-  dropCache(name: string): void {
+  async dropCache(name: string): Promise<void> {
     const dir = this.dirOf('memory', name)
+    if (!this.v1.has('memory')) return this.empty(dir, new AbortController().signal)
     try {
-      if (this.v1.has('memory')) writeFileSync(join(dir, 'memory.force_empty'), '0')
-      else writeFileSync(join(dir, 'memory.reclaim'), readIfThere(join(dir, 'memory.current')).trim() || '0')
+      writeFileSync(join(dir, 'memory.force_empty'), '0')
     } catch (thrown) {
-      // EAGAIN and EBUSY: some pages could not be taken, which costs memory and nothing else. ENOENT: kernel before 5.19.
-      if (!['EAGAIN', 'EBUSY', 'ENOENT'].includes(errnoCode(thrown) ?? '')) throw thrown
+      // Some pages could not be taken, which costs memory and nothing else.
+      if (!['EAGAIN', 'EBUSY'].includes(errnoCode(thrown) ?? '')) throw thrown
     }
   }
 
@@ -237,15 +239,11 @@ export class Cgroups {
    * @param signal ends it at once, half done
    */
   async reclaimAgent(name: string, signal: AbortSignal): Promise<void> {
-    const empty = (dir: string) =>
-      this.v1.has('memory')
-        ? writeInChild(join(dir, 'memory.force_empty'), '0', signal)
-        : writeInChild(join(dir, 'memory.reclaim'), readIfThere(join(dir, 'memory.current')), signal)
     this.letSwap(name, true)
     try {
       for (let pass = 0; pass < RECLAIM_PASSES && !signal.aborted; pass++) {
         const before = this.agentMemory(name)
-        await empty(this.agentMemoryDir(name))
+        await this.empty(this.agentMemoryDir(name), signal)
         const after = this.agentMemory(name)
         if (after < RECLAIM_REST_BYTES || (pass > 0 && before - after < RECLAIM_LEAST_BYTES)) break
         await Bun.sleep(RECLAIM_PAUSE_MS)
@@ -254,7 +252,28 @@ export class Cgroups {
       this.letSwap(name, false)
     }
     // What commands beside it read.
-    if (!this.v1.has('memory')) await empty(this.v2(name))
+    if (!this.v1.has('memory')) await this.empty(this.v2(name), signal)
+  }
+
+  /** Has the kernel take all that it can of a cgroup's memory; how much that was, its caller sees. */
+  private async empty(dir: string, signal: AbortSignal): Promise<void> {
+    if (this.v1.has('memory')) return writeInChild(join(dir, 'memory.force_empty'), '0', signal)
+    // Kernels before 5.19 do not know it.
+    if (!existsSync(join(dir, 'memory.reclaim'))) return
+    const used = () => Number(readIfThere(join(dir, 'memory.current')))
+    const stalled = new AbortController()
+    let before = used()
+    const asked = String(before)
+    const timer = setInterval(() => {
+      const now = used()
+      if (before - now < RECLAIM_LEAST_BYTES) stalled.abort()
+      before = now
+    }, RECLAIM_STALL_MS)
+    try {
+      await writeInChild(join(dir, 'memory.reclaim'), asked, AbortSignal.any([signal, stalled.signal]))
+    } finally {
+      clearInterval(timer)
+    }
   }
 
   private letSwap(name: string, swap: boolean): void {

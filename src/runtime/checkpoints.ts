@@ -134,12 +134,15 @@ export class Checkpoints {
   }
 
   private tidyUp(name: string): void {
+    const failed = (error: unknown) =>
+      log('warn', 'memory of a sleeping agent is not all given back', { computer: name, error })
     try {
       this.cgroups.setFrozen(name, false)
-      this.cgroups.dropCache(name)
     } catch (error) {
-      log('warn', 'memory of a sleeping agent is not all given back', { computer: name, error })
+      failed(error)
     }
+    // Nobody waits for it: on cgroup v2 it takes its time.
+    void this.cgroups.dropCache(name).catch(failed)
   }
 
   /** Keeps the ports of a sleeping agent in a network namespace that was made anew, as after a reboot. */
