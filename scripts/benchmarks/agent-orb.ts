@@ -11,7 +11,7 @@ const DISK_MB = 1024
 
 /** An address of this machine that nobody else uses, until the benchmark is over. */
 export function localAddress({ onCleanUp }: BenchmarkContext): string {
-  const address = freeSubnet().replace(/0\/24$/, '1')
+  const address = freeSubnet().replace(/0\/16$/, '1')
   ip('addr', 'add', `${address}/32`, 'dev', 'lo')
   onCleanUp(() => ip('addr', 'delete', `${address}/32`, 'dev', 'lo'))
   return address
