@@ -1,6 +1,6 @@
 /** The ways to sleep, each through the API and the settings that a user has. */
 import { expect } from 'bun:test'
-import { memoryOf, until } from '../support/sweep.ts'
+import { until } from '../support/sweep.ts'
 import type { MatrixAgent } from './agent.ts'
 import { SITUATIONS, type Situation, type WayName } from './programs.ts'
 import { type Upstream, wholeAnswer } from './upstream.ts'
@@ -103,7 +103,7 @@ const RECLAIM: Way = {
   },
   async expectAsleep({ computer }) {
     expect((await computer.agent())?.state).toBe('frozen')
-    expect(memoryOf(`${computer.name}/agent`)).toBeLessThan(RESIDENT_BYTES)
+    expect(computer.agentMemoryBytes()).toBeLessThan(RESIDENT_BYTES)
   },
   wakeMs: () => Promise.resolve(null),
 }
