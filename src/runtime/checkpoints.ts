@@ -88,7 +88,7 @@ export class Checkpoints {
       const freezerDir = this.cgroups.freezerDir(name)
       await this.criu.dump({ ...this.target(spec, emptyShm), dir, pid, freezerDir, timeoutMs })
     } catch (thrown) {
-      if (!(await this.dumpedAllTheSame(spec, dir))) {
+      if (!(await this.dumpedAllTheSame(spec, dir).catch(() => false))) {
         // criu thaws what it froze: back to how it was found.
         this.cgroups.setFrozen(name, true)
         this.network.unlock(spec.shortId)

@@ -12,11 +12,8 @@ import { type ComputerSpec, killLeaf, limitsOf, shmBytes, until } from './comput
 import { Criu } from './criu.ts'
 import type { CriuProcess } from './criu-processes.ts'
 import * as disk from './disk.ts'
-
 import { HostView } from './host-view.ts'
-
 import { isInTimedSleep, type Traffic, trafficOf } from './idle-signs.ts'
-
 import { readNotes } from './image.ts'
 import { type Exit, installPid1, readExit } from './inside.ts'
 import * as launcher from './launcher.ts'

@@ -9,6 +9,7 @@ import { startDns } from '../proxy/dns.ts'
 import { startLlmProxy } from '../proxy/llm.ts'
 import { type RuntimeFiles, unpackBundle } from '../runtime/bundle.ts'
 import { checkCriu } from '../runtime/criu-check.ts'
+import { errnoCode } from '../runtime/libc.ts'
 import { hostNameservers } from '../runtime/network.ts'
 import { dataPaths } from '../runtime/paths.ts'
 import { Runtime } from '../runtime/runtime.ts'
@@ -300,6 +301,7 @@ function claimSubnet(base: number, text: string): () => void {
     })
     return () => claim.stop(true)
   } catch (cause) {
+    if (errnoCode(cause) !== 'EADDRINUSE') throw cause
     throw new Error(`another orb on this server has the subnet ${text}: give this one another by ORB_SUBNET`, { cause })
   }
 }

@@ -35,6 +35,18 @@ async function sleeping(megabytes: number) {
   return { computer, next: { life: before.life, count: before.count + 1 } }
 }
 
+test('a computer whose disk is broken can still be deleted', async () => {
+  const computer = await orb.computer()
+  await computer.deployAgent()
+  await orb.terminate()
+  await orb.down()
+  writeFileSync(join(orb.dataDir, 'computers', computer.id, 'disk.img'), 'no file system')
+  await orb.restart()
+  expect((await computer.call('POST', '/agents/promote')).status).toBe(500)
+  expect((await computer.call('DELETE', '')).status).toBe(200)
+  expect(existsSync(join(orb.dataDir, 'computers', computer.id))).toBe(false)
+})
+
 test('a checkpoint that was damaged while no orb ran is refused with a reason, kept, and good again once it is mended', async () => {
   const { computer, next } = await sleeping(20)
   expect(await orb.terminate()).toBe(0)

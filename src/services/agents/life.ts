@@ -248,16 +248,20 @@ export class Life {
 
   /** Kills everything in the computer and forgets the agent. Returns whether one was live. */
   stop(): Promise<boolean> {
-    return this.serial(async () => {
-      const row = this.row()
-      if (row) this.record.step(row, { phase: 'stopping' })
-      await this.deps.runtime.killAll(this.computer)
-      await this.tree.clear(row)
-      this.record.forget()
-      const live = row !== null && row.phase !== 'failed'
-      if (live) this.record.say('stopped')
-      return live
-    })
+    // Whatever could not be mended is ended: a computer that cannot be brought up can still be deleted.
+    return this.turn(() => this.mendingAfter(() => this.stopNow()))
+  }
+
+  private async stopNow(): Promise<boolean> {
+    const row = this.row()
+    if (row) this.record.step(row, { phase: 'stopping' })
+    await this.deps.runtime.killAll(this.computer)
+    await this.tree.clear(row)
+    this.record.forget()
+    this.unrecovered = null
+    const live = row !== null && row.phase !== 'failed'
+    if (live) this.record.say('stopped')
+    return live
   }
 
   /**
@@ -383,7 +387,10 @@ export class Life {
     return { runtime, slots, computer, record, tree, criu, resumeCalls }
   }
 
-  /** A recovery that failed is tried again. A transition that broke off half way, as when its outcome could not be written down, is judged as after a crash. */
+  /**
+   * A recovery that failed is tried again. A transition that broke off half way, as when its outcome could not be written
+   * down, is judged as after a crash.
+   */
   private async mend(): Promise<void> {
     const row = this.row()
     const since = this.unrecovered ?? (row && !isSettled(row.phase) ? { rebooted: false, restarted: false } : null)
@@ -395,7 +402,6 @@ export class Life {
   }
 
   private async mendingAfter<T>(work: () => Promise<T>): Promise<T> {
-    await this.mend()
     try {
       return await work()
     } catch (thrown) {
@@ -407,7 +413,10 @@ export class Life {
   }
 
   private serial<T>(work: () => Promise<T>): Promise<T> {
-    return this.turn(() => this.mendingAfter(work))
+    return this.turn(async () => {
+      await this.mend()
+      return this.mendingAfter(work)
+    })
   }
 
   private turn<T>(work: () => Promise<T>): Promise<T> {

@@ -149,7 +149,7 @@ export class AgentTree {
     } catch (thrown) {
       throw await this.dumpFailed(begun, thrown, wasFrozen && reason === 'llm')
     }
-    // The image is all that there is of the agent now. Should this fail, the next start finds the row as it stands.
+    // The image is all that there is of the agent now. Should this fail, the row is judged as it stands.
     const durationMs = Math.round(written.durationMs)
     this.ownImage = true
     // With what it takes to read its memory from swap this would say too much of the next one.
