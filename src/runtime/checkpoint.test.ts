@@ -229,6 +229,24 @@ while connection.recv(100):
     orb.runtime.checkpoints.readAhead(computer, 'none')
   })
 
+  test('the pages that it touched at a wake are there at once at the next', async () => {
+    const { tell, answer } = await startAgent(1)
+    const touchedAt = async (image: string): Promise<string[]> => {
+      await sleep(image)
+      await orb.runtime.checkpoints.restore(computer, image, false, allHeld)
+      tell(image)
+      expect(await answer()).toMatchObject({ told: image, memory: true })
+      expect(await orb.runtime.checkpoints.drained(computer)).toBe(true)
+      const log = readFileSync(join(orb.runtime.checkpoints.imageDir(computer, image), 'lazy-pages.log'), 'latin1')
+      return [...log.matchAll(/uffd: (\d+)-\d+: #PF at (\S+)/g)].map(([, pid, page]) => `${pid} ${page}`)
+    }
+    const first = await touchedAt('1')
+    expect(first.length).toBeGreaterThan(0)
+    const second = await touchedAt('2')
+    // Memory that it gave back meanwhile is not in the image.
+    expect(first.filter((page) => second.includes(page)).length).toBeLessThan(first.length / 2)
+  })
+
   test('restored twice it is there once', async () => {
     await orb.runtime.spawnAgent(computer, { argv: ['sleep', '1000'], env: { PATH: '/usr/bin' }, cwd: '/' })
     await sleep()

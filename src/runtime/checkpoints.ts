@@ -7,6 +7,7 @@ import type { Cgroups } from './cgroup.ts'
 import { type ComputerSpec, killLeaf, shmBytes } from './computer.ts'
 import { type Criu, CriuError, type CriuTarget, killProcess } from './criu.ts'
 import { type CriuProcess, runningCriu } from './criu-processes.ts'
+import { HotPages } from './hot-pages.ts'
 import { isComplete, isDrained, isRestored, isStored, isSynced, readNotes, syncImage, writeNotes } from './image.ts'
 import { checkImage, hasManifest, ImageError, noteHashes, noteSizes } from './image-manifest.ts'
 import { mendImage } from './image-mend.ts'
@@ -49,8 +50,9 @@ const BYTES_PER_MB = 1024 * 1024
 /** Agents on their way to disk and back. Calls for one computer must not overlap. */
 export class Checkpoints {
   private readonly draining = new Map<string, Promise<boolean>>()
-  /** Images whose hashes are being noted: a restore does not share the disk and the processor with that. */
-  private readonly hashing = new Map<string, AbortController>()
+  private readonly hotPages = new HotPages()
+  /** Images on their way to stable storage: a restore does not share the disk and the processor with that. */
+  private readonly syncing = new Map<string, AbortController>()
 
   constructor(
     private readonly host: CheckpointHost,
@@ -121,6 +123,9 @@ export class Checkpoints {
   private async seal(spec: ComputerSpec, image: string): Promise<number> {
     const dir = this.imageDir(spec, image)
     await mendImage(dir).catch((error) => log('warn', 'a checkpoint could not be mended', { dir, error }))
+    await this.hotPages
+      .mark(spec.id, dir)
+      .catch((error) => log('warn', 'a checkpoint has no hot pages', { dir, error }))
     try {
       holdOpenFiles(this.layers(spec), dir, image)
       this.network.reserve(spec.shortId, portsOf(dir))
@@ -152,16 +157,16 @@ export class Checkpoints {
     this.network.reserve(spec.shortId, ports)
   }
 
-  /** Puts an image on stable storage: until then a power cut may leave nothing of it but names. */
+  /** Puts an image on stable storage: until then a power cut may leave nothing of it but names. A restore ends this early. */
   async syncImage(spec: ComputerSpec, image: string): Promise<void> {
     const dir = this.imageDir(spec, image)
     const inUse = new AbortController()
-    this.hashing.set(spec.id, inUse)
+    this.syncing.set(spec.id, inUse)
     try {
       await noteHashes(dir, inUse.signal)
-      await syncImage(dir)
+      await syncImage(this.criu.files.init, dir, inUse.signal)
     } finally {
-      if (this.hashing.get(spec.id) === inUse) this.hashing.delete(spec.id)
+      if (this.syncing.get(spec.id) === inUse) this.syncing.delete(spec.id)
     }
   }
 
@@ -181,7 +186,7 @@ export class Checkpoints {
     const started = performance.now()
     const name = objectName(spec.shortId)
     const dir = this.imageDir(spec, image)
-    this.hashing.get(spec.id)?.abort()
+    this.syncing.get(spec.id)?.abort()
     if (!(await isComplete(dir))) throw new ImageError('the checkpoint is not whole')
     await checkImage(dir, foreign)
     await this.host.up(spec)
@@ -198,7 +203,7 @@ export class Checkpoints {
         cgroups: this.cgroups.joinFiles(name, 'agent'),
         timeoutMs: CRIU_TIMEOUT_MS,
       })
-      this.trackDraining(spec.id, drained)
+      this.trackDraining(spec.id, this.learning(spec.id, dir, drained))
       const open = held()
       if (connections.some((one) => this.network.leadsToProxy(one) && !open.has(one.local.port))) {
         this.network.resetProxyConnections(spec.shortId, this.cgroups.agentId(name), open)
@@ -296,6 +301,17 @@ export class Checkpoints {
       return isDrained(dir)
     })()
     this.trackDraining(spec.id, drained)
+  }
+
+  /** Of an agent that is no more. */
+  forget(spec: ComputerSpec): void {
+    this.hotPages.forget(spec.id)
+  }
+
+  private async learning(id: string, dir: string, drained: Promise<boolean>): Promise<boolean> {
+    const whole = await drained
+    await this.hotPages.learn(id, dir).catch((error) => log('warn', 'the hot pages are not known', { dir, error }))
+    return whole
   }
 
   private trackDraining(id: string, drained: Promise<boolean>): void {

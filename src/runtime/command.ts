@@ -13,14 +13,16 @@ export class CommandError extends Error {
 /**
  * Runs a host tool and returns its standard output. Its environment is empty but for PATH and the C locale, so that
  * neither a setting nor a language of the caller changes what it does.
+ * @param signal kills it
  * @throws CommandError when it exits non-zero
  */
-export async function run(argv: string[], stdin?: string): Promise<string> {
+export async function run(argv: string[], stdin?: string, signal?: AbortSignal): Promise<string> {
   const child = Bun.spawn(argv, {
     stdin: stdin === undefined ? 'ignore' : Buffer.from(stdin),
     stdout: 'pipe',
     stderr: 'pipe',
     env: HOST_ENVIRONMENT,
+    signal,
   })
   const [stdout, stderr, exitCode] = await Promise.all([
     new Response(child.stdout).text(),

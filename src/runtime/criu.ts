@@ -5,6 +5,7 @@ import type { RuntimeFiles } from './bundle.ts'
 import { HOST_ENVIRONMENT } from './command.ts'
 import { explain } from './criu-reasons.ts'
 import type { HostView } from './host-view.ts'
+import { PAGES_LOG, PAGES_LOG_LEVEL } from './hot-pages.ts'
 import { DUMP_RESULT, PAGES_DRAINED, RESTORE_RESULT } from './image.ts'
 import { errnoCode } from './libc.ts'
 
@@ -66,7 +67,7 @@ const COMMON_FLAGS = ['--tcp-established', '--network-lock', 'skip', '--manage-c
 
 export class Criu {
   constructor(
-    private readonly files: RuntimeFiles,
+    readonly files: RuntimeFiles,
     /** Where criu's probe of this kernel is kept: valid until the next boot, and for this version. */
     private readonly kdat: string,
     private readonly view: Promise<HostView>,
@@ -114,7 +115,7 @@ export class Criu {
         ...mounts(options).flatMap(({ key, source }) => ['--external', `mnt[${key}]:${source}`]),
         ...[...COMMON_FLAGS, '--lazy-pages', '--config', GATE],
       ],
-      ['lazy-pages', '-D', dir, '-o', join(dir, 'lazy-pages.log'), '-v1', '--status-fd', STATUS_FD],
+      ['lazy-pages', '-D', dir, '-o', join(dir, PAGES_LOG), PAGES_LOG_LEVEL, '--status-fd', STATUS_FD],
     )
     const done = restore.says('done').then((said) => (said ? 0 : restore.exited))
     const code = await bounded({ exited: done, kill: restore.kill }, options.timeoutMs)

@@ -1,5 +1,6 @@
-import { readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
+import { build, type Field, get, parse, put, rewriteImage } from './image-file.ts'
 
 /*
  * What criu (4.2) writes down and cannot bring back as it was, mended in the image:
@@ -10,12 +11,9 @@ import { join } from 'node:path'
  * - address space that is reserved and not writable, as browsers and JavaScript engines have by the terabyte: it is
  *   mapped writable first, and more of that than there is memory is refused.
  *
- * The files of an image are a magic number and then protobuf messages, each after its length; numbers of fields are
- * those of criu's images/{fdinfo,timerfd,core,timer,mm,vma}.proto.
+ * Numbers of fields are those of criu's images/{fdinfo,timerfd,core,timer,mm,vma}.proto.
  */
 
-const HEADER_BYTES = 8
-const LENGTH_BYTES = 4
 /** What a timer without a period gets for one, so that criu restores it: it will not come round. Ten years, in seconds. */
 const NEVER_S = 315_360_000n
 
@@ -39,12 +37,13 @@ const LARGE_BYTES = 1n << 30n
 export async function mendImage(dir: string): Promise<void> {
   const names = await readdir(dir)
   const editing = EDITS.flatMap(({ files, edit }) =>
-    names.filter((name) => files.test(name)).map((name) => rewrite(join(dir, name), edit)),
+    names
+      .filter((name) => files.test(name))
+      .map((name) => rewriteImage(join(dir, name), (fields) => (edit(fields) ? [fields] : null))),
   )
   await Promise.all(editing)
 }
 
-type Field = { number: number; wire: number; value: bigint | Uint8Array }
 /** Changes fields in place, and says whether it did. */
 type Edit = (fields: Field[]) => boolean
 
@@ -97,89 +96,4 @@ function within(fields: Field[], numbers: number[], edit: Edit): boolean {
   return changed
 }
 
-const get = (fields: Field[], number: number): bigint => {
-  const value = fields.find((field) => field.number === number)?.value
-  return typeof value === 'bigint' ? value : 0n
-}
-
 const isSet = (fields: Field[], ...numbers: number[]): boolean => numbers.some((number) => get(fields, number) !== 0n)
-
-function put(fields: Field[], number: number, value: bigint): void {
-  const field = fields.find((field) => field.number === number)
-  if (field) field.value = value
-}
-
-async function rewrite(path: string, edit: Edit): Promise<void> {
-  const image = await readFile(path)
-  const pieces: Uint8Array[] = [image.subarray(0, HEADER_BYTES)]
-  let changed = false
-  for (let at = HEADER_BYTES; at < image.length; ) {
-    const start = at + LENGTH_BYTES
-    const end = start + image.readUInt32LE(at)
-    const fields = parse(image.subarray(start, end))
-    const message = edit(fields) ? build(fields) : null
-    changed ||= message !== null
-    const length = Buffer.alloc(LENGTH_BYTES)
-    length.writeUInt32LE(message?.length ?? end - start)
-    pieces.push(length, message ?? image.subarray(start, end))
-    at = end
-  }
-  if (!changed) return
-  const part = `${path}.part`
-  try {
-    await writeFile(part, Buffer.concat(pieces))
-    await rename(part, path)
-  } catch (thrown) {
-    await rm(part, { force: true })
-    throw thrown
-  }
-}
-
-const VARINT = 0
-const BYTES = 2
-/** Lengths of the fields that are neither. */
-const FIXED: Record<number, number> = { 1: 8, 5: 4 }
-
-/** @throws Error when it is no message */
-function parse(message: Uint8Array): Field[] {
-  const fields: Field[] = []
-  let at = 0
-  const varint = (): bigint => {
-    let value = 0n
-    for (let shift = 0n; ; shift += 7n) {
-      const byte = message[at++]
-      if (byte === undefined) throw new Error('a message of the image ends within a number')
-      value |= BigInt(byte & 0x7f) << shift
-      if (byte < 0x80) return value
-    }
-  }
-  while (at < message.length) {
-    const key = Number(varint())
-    const [number, wire] = [key >> 3, key & 7]
-    if (wire === VARINT) {
-      fields.push({ number, wire, value: varint() })
-      continue
-    }
-    const length = wire === BYTES ? Number(varint()) : FIXED[wire]
-    if (length === undefined || at + length > message.length) throw new Error('a message of the image is malformed')
-    fields.push({ number, wire, value: message.subarray(at, at + length) })
-    at += length
-  }
-  return fields
-}
-
-function build(fields: Field[]): Uint8Array {
-  const pieces = fields.flatMap(({ number, wire, value }) => {
-    const key = varintOf(BigInt((number << 3) | wire))
-    if (typeof value === 'bigint') return [key, varintOf(value)]
-    return wire === BYTES ? [key, varintOf(BigInt(value.length)), value] : [key, value]
-  })
-  return Buffer.concat(pieces)
-}
-
-function varintOf(value: bigint): Uint8Array {
-  const bytes: number[] = []
-  let rest = value
-  for (; rest >= 0x80n; rest >>= 7n) bytes.push(Number(rest & 0x7fn) | 0x80)
-  return Uint8Array.from([...bytes, Number(rest)])
-}

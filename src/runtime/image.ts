@@ -1,8 +1,9 @@
 import { existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
-import { open, readdir, readFile } from 'node:fs/promises'
+import { open, readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { log } from '../log.ts'
+import { run } from './command.ts'
 import { hasManifest } from './image-manifest.ts'
 import { errnoCode } from './libc.ts'
 import type { Connection } from './netlink.ts'
@@ -49,18 +50,16 @@ function readIfThere(file: string): string {
   }
 }
 
-/** Waits until all of a whole image is on stable storage, and marks it. One that is removed meanwhile is no error. */
-export async function syncImage(dir: string): Promise<void> {
-  if (!(await isComplete(dir)) || (await isSynced(dir))) return
+/** Waits until all of a whole image is on stable storage, and marks it, unless `aborted` comes first. */
+export async function syncImage(init: string, dir: string, aborted: AbortSignal): Promise<void> {
+  if (aborted.aborted || !(await isComplete(dir)) || (await isSynced(dir))) return
   try {
-    for (const entry of await readdir(dir, { withFileTypes: true })) {
-      // A page daemon that was killed leaves its socket.
-      if (entry.isFile()) await sync(join(dir, entry.name))
-    }
+    await run([init, 'flush', dir], undefined, aborted)
     await (await open(join(dir, SYNCED), 'w')).close()
     await sync(dir)
   } catch (thrown) {
-    if (errnoCode(thrown) !== 'ENOENT') throw thrown
+    // One that is removed meanwhile is no error.
+    if (!aborted.aborted && existsSync(dir)) throw thrown
   }
 }
 

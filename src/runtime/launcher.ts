@@ -127,8 +127,13 @@ export async function spawnAgent(files: LauncherFiles, options: AgentOptions): P
 
 const START_TIMEOUT_MS = 10_000
 const STDERR_MS = 500
+/** The program there is the tenant's to replace: it need not close anything. */
+const CLOSE_MS = 500
 
-/** The first line, '' when there is none before the end, null when it does not come in time. */
+/**
+ * The first line, '' when there is none before the end, null when it does not come in time. The other side closes the
+ * stream right after the line, and is waited for: with it open, which leads out of the computer, there is no checkpoint.
+ */
 async function firstLine(stream: ReadableStream<Uint8Array>, timeoutMs: number): Promise<string | null> {
   const reader = stream.getReader()
   const late = Bun.sleep(timeoutMs).then(() => null)
@@ -140,7 +145,9 @@ async function firstLine(stream: ReadableStream<Uint8Array>, timeoutMs: number):
       if (read.done) return text
       text += Buffer.from(read.value).toString()
       const end = text.indexOf('\n')
-      if (end !== -1) return text.slice(0, end)
+      if (end === -1) continue
+      await Promise.race([reader.read(), Bun.sleep(CLOSE_MS)])
+      return text.slice(0, end)
     }
   } finally {
     void reader.cancel()

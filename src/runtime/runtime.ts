@@ -166,6 +166,7 @@ export class Runtime {
       this.inits.delete(spec.id)
       this.reclaims.forget(name)
       await this.checkpoints.drained(spec)
+      this.checkpoints.forget(spec)
       await disk.unmountComputer(this.paths(spec))
       await this.network.remove(spec.shortId)
       this.network.unlock(spec.shortId)

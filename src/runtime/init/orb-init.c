@@ -11,6 +11,7 @@
  *                                       has succeeded, `done` is printed, and the end is the daemon's
  *   orb-init view  --keep PATH ...      the host's mounts without those of computers: prints `ready`, stays until its input ends
  *   orb-init warm DIR                   has the kernel read the files in DIR
+ *   orb-init flush DIR                  puts the files in DIR on stable storage, and leaves the disk to others meanwhile
  *   orb-init pid1[=LIFE] ARGV           pid 1 of an agent; run from within the computer
  *
  * Options (paths are the host's unless they are said to be the computer's):
@@ -629,6 +630,44 @@ static void unescape(char *text)
 	*to = 0;
 }
 
+static int below_tmp(const char *path)
+{
+	return !strncmp(path, "/tmp/", 5);
+}
+
+static void make_directories(char *path)
+{
+	for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+		*slash = 0;
+		if (mkdir(path, 0700) && errno != EEXIST) die("mkdir %s", path);
+		*slash = '/';
+	}
+	if (mkdir(path, 0700) && errno != EEXIST) die("mkdir %s", path);
+}
+
+/*
+ * criu makes and removes directories in /tmp at each restore. On a disk that frees blocks with a discard each of those
+ * waits until all that is being written is there, which may be the whole image of a second ago.
+ */
+static void keep_temporary_files_in_memory(const struct options *o)
+{
+	int tree[MAX_LIST];
+	char *path[MAX_LIST];
+	int moved = 0;
+	for (int i = 0; i < o->keeps; i++) {
+		char *real = realpath(o->keep[i], NULL);
+		if (!real || !below_tmp(real)) continue;
+		tree[moved] = syscall(SYS_open_tree, AT_FDCWD, real, TREE_CLONE | TREE_RECURSIVE | O_CLOEXEC);
+		if (tree[moved] < 0) die("open %s", real);
+		path[moved++] = real;
+	}
+	mount_or_die("tmp", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0700,size=16m");
+	for (int i = 0; i < moved; i++) {
+		make_directories(path[i]);
+		if (syscall(SYS_move_mount, tree[i], "", AT_FDCWD, path[i], TREE_ITSELF)) die("mount %s", path[i]);
+	}
+}
+
 /* Nothing that is mounted later gets in here, and nothing stays that only others need: they could not unmount it for good. */
 static int view(struct options *o)
 {
@@ -648,6 +687,7 @@ static int view(struct options *o)
 	/* criu gives a file that it binds the flags of where it comes from, and this one is shared by all computers. */
 	mount_or_die(o->dev, o->dev, NULL, MS_BIND, NULL);
 	mount_or_die(NULL, o->dev, NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NOEXEC, NULL);
+	keep_temporary_files_in_memory(o);
 	write_all(1, "ready\n", 6);
 	char byte;
 	while (read(0, &byte, 1) > 0) continue;
@@ -662,10 +702,14 @@ static void enter_view(const struct options *o)
 {
 	int root = syscall(SYS_open_tree, AT_FDCWD, o->root, TREE_CLONE | TREE_RECURSIVE | O_CLOEXEC);
 	if (root < 0) die("open %s", o->root);
+	char *target = realpath(o->root, NULL);
+	if (!target) die("find %s", o->root);
 	enter(open_or_die(o->view), CLONE_NEWNS, "mount");
 	if (unshare(CLONE_NEWNS)) die("unshare");
 	mount_or_die(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
-	if (syscall(SYS_move_mount, root, "", AT_FDCWD, o->root, TREE_ITSELF)) die("mount %s", o->root);
+	if (below_tmp(target)) make_directories(target);
+	if (syscall(SYS_move_mount, root, "", AT_FDCWD, target, TREE_ITSELF)) die("mount %s", target);
+	free(target);
 	close(root);
 }
 
@@ -974,9 +1018,9 @@ static int pid1(char **argv, const char *life)
 		_exit(127);
 	}
 	close(report[0]);
+	dup2(0, 2);
 	write_all(1, "started\n", 8);
 	dup2(0, 1);
-	dup2(0, 2);
 
 	fcntl(out.fd = a[0], F_SETFL, O_NONBLOCK);
 	fcntl(err.fd = b[0], F_SETFL, O_NONBLOCK);
@@ -1032,12 +1076,42 @@ static int warm(const char *dir)
 	return 0;
 }
 
+/* What others wait for at the disk at most: some milliseconds. All of an image at once, by fsync alone, is half a second. */
+#define FLUSH_BYTES (4 << 20)
+
+static void flush_file(int fd)
+{
+	struct stat info;
+	if (fstat(fd, &info)) die("stat");
+	for (off_t at = 0; at < info.st_size; at += FLUSH_BYTES) {
+		sync_file_range(fd, at, FLUSH_BYTES, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
+	}
+	if (fsync(fd)) die("fsync");
+}
+
+static int flush(const char *path)
+{
+	DIR *list = opendir(path);
+	if (!list) die("open %s", path);
+	struct dirent *entry;
+	while ((entry = readdir(list))) {
+		if (entry->d_type != DT_REG) continue;
+		int fd = openat(dirfd(list), entry->d_name, O_RDONLY | O_CLOEXEC);
+		if (fd < 0 && errno == ENOENT) continue;
+		if (fd < 0) die("open %s/%s", path, entry->d_name);
+		flush_file(fd);
+		close(fd);
+	}
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	struct options o = {0};
 	if (argc >= 3 && !strcmp(argv[1], "pid1")) return pid1(argv + 2, "0");
 	if (argc >= 3 && !strncmp(argv[1], "pid1=", 5)) return pid1(argv + 2, argv[1] + 5);
 	if (argc == 3 && !strcmp(argv[1], "warm")) return warm(argv[2]);
+	if (argc == 3 && !strcmp(argv[1], "flush")) return flush(argv[2]);
 	if (argc < 3) {
 		dprintf(2, "orb-init is run by orb\n");
 		return EXIT_SETUP;

@@ -209,6 +209,7 @@ export class AgentTree {
       const message = thrown instanceof CriuError ? thrown.reason : messageOf(thrown)
       this.record.save(begun, { phase: 'failed', pid: null, failureReason: 'restore_failed', failureMessage: message })
       this.record.say(`restore failed: ${message}; the checkpoint is kept`)
+      this.images.syncLater(image)
       const told = `${message}; the checkpoint is kept and promote tries it again`
       throw new OrbError('restore_failed', told, {}, { cause: thrown })
     })
