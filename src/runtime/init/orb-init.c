@@ -758,7 +758,7 @@ static pid_t start_pages(char **argv, int *status)
 	if (child < 0) die("fork");
 	if (!child) {
 		signal(SIGPIPE, SIG_DFL);
-		if (dup2(listens[1], STATUS_FD) < 0) die("dup2");
+		if (dup2(listens[1], STATUS_FD) < 0 || fcntl(STATUS_FD, F_SETFD, 0)) die("dup2");
 		execv(argv[0], argv);
 		die("execute %s", argv[0]);
 	}
