@@ -123,6 +123,23 @@ async function startAgent(megabytes = 40) {
   }
 }
 
+/** Begins a dump, and holds criu up in it. */
+async function beginDump() {
+  const dir = orb.runtime.checkpoints.imageDir(computer, IMAGE)
+  const workers = () => runningCriu(orb.dataDir).filter((one) => one.dir === dir)
+  const criu = () => workers().find(({ pid }) => readlinkSync(`/proc/${pid}/exe`).endsWith('/ld.so'))
+  const isOurs = (pid: number) => readFileSync(`/proc/${pid}/status`, 'utf8').includes(`PPid:\t${process.pid}\n`)
+  await orb.runtime.freezeAgent(computer)
+  const dumped = orb.runtime.checkpoints.dump(computer, IMAGE)
+  dumped.catch(() => undefined)
+  const deadline = performance.now() + WAIT_MS
+  while (!criu() && performance.now() < deadline) await Bun.sleep(1)
+  const [working, messenger] = [criu()?.pid, workers().find(({ pid }) => isOurs(pid))?.pid]
+  if (!working || !messenger) throw new Error('no dump is under way')
+  process.kill(working, 'SIGSTOP')
+  return { dumped, messenger, goOn: () => process.kill(working, 'SIGCONT') }
+}
+
 const processes = () => processesIn(`orb-${computer.shortId}/agent`)
 const locked = async () =>
   (await Bun.$`nft list set inet ${tableOf(orb.runtime.network.gateway)} locked`.text()).includes('elements')
@@ -395,6 +412,20 @@ describe('what fails', () => {
     for (const { pid } of daemons) if (readlinkSync(`/proc/${pid}/exe`).endsWith('/ld.so')) process.kill(pid, 'SIGKILL')
     expect(await drained).toBe(false)
     await eventually(() => runningCriu(orb.dataDir).length === 0, 'the end of criu')
+  })
+
+  test('the process that brings word of a dump: it counts all the same', async () => {
+    const { peer, tell, answer } = await startAgent()
+    const { dumped, messenger, goOn } = await beginDump()
+    process.kill(messenger, 'SIGKILL')
+    await eventually(() => !existsSync(`/proc/${messenger}`), 'its end')
+    goOn()
+    expect((await dumped).bytes).toBeGreaterThan(40 * MIB)
+    expect([processes(), await locked()]).toEqual([[], true])
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false, allHeld)
+    tell('again')
+    expect(await answer()).toMatchObject({ told: 'again', count: 1, memory: true })
+    expect(peer.closed).toBe(false)
   })
 
   test('an image that is not there', async () => {
