@@ -2,6 +2,7 @@ import { existsSync, type FSWatcher, readFileSync, writeFileSync } from 'node:fs
 import { mkdir, writeFile } from 'node:fs/promises'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
+import { messageOf, OrbError } from '../errors.ts'
 import { log } from '../log.ts'
 import { type Base, baseNamed, prepareBase, prepareDevices } from './base.ts'
 import type { RuntimeFiles } from './bundle.ts'
@@ -124,16 +125,29 @@ export class Runtime {
 
   /* ---- computers ---- */
 
-  /** Makes whatever of the computer is missing, from its disk to its pid 1: at creation, after a crash, after a reboot. */
+  /**
+   * Makes whatever of the computer is missing, from its disk to its pid 1: at creation, after a crash, after a reboot.
+   * @throws OrbError internal, with the reason
+   */
   async up(spec: ComputerSpec): Promise<void> {
     // First of all: while it comes up, its first process is not yet where commands may follow it.
     const underWay = this.comingUp.get(spec.id)
     if (underWay) return underWay
     if (this.findInit(spec) !== null) return
     if (this.goingDown.has(spec.id)) throw new Error('the computer is being taken down')
-    const begun = this.bringUp(spec).finally(() => this.comingUp.delete(spec.id))
+    const begun = this.bringUp(spec)
+      .catch((cause) => {
+        throw this.cannotBeBroughtUp(cause)
+      })
+      .finally(() => this.comingUp.delete(spec.id))
     this.comingUp.set(spec.id, begun)
     return begun
+  }
+
+  /** What its user may know of the reason: not where on the server the data lies. */
+  private cannotBeBroughtUp(cause: unknown): OrbError {
+    const [reason = ''] = messageOf(cause).replaceAll(`${this.options.data.root}/`, '').split('\n')
+    return new OrbError('internal', `the computer cannot be brought up: ${reason}`, {}, { cause })
   }
 
   private async bringUp(spec: ComputerSpec): Promise<void> {
