@@ -15,6 +15,12 @@ const PARSER_HEAD_BYTES = 64 * 1024
 /** Deepest path of a file whose segments are looked at as they were written. */
 const CHECKED_DEPTH = 48
 
+/**
+ * For the inner server, to which only the front door comes, which has the limits. Bun's own 10 s would hold for requests
+ * without a body, whatever is set while their handler is called. Its types know no limit on Unix sockets.
+ */
+const NO_IDLE_LIMIT: object = { idleTimeout: 0 }
+
 const LOOPBACK = ['127.0.0.0/8', '::1'].flatMap((text) => parseCidr(text) ?? [])
 
 /** Tells who sent a request: the front door's secret and the address. */
@@ -65,7 +71,7 @@ export function startApi(deps: ServerDeps): RunningApi {
     ),
     error: (error: Error) => errorAnswer(error, 'unknown'),
   }
-  const server = Bun.serve({ ...options, unix: path })
+  const server = Bun.serve({ ...options, unix: path, ...NO_IDLE_LIMIT })
   const open = (host?: string) =>
     openFront(settings, deps.publicDirectory, { path, peerHeader: PEER_HEADER, secret }, host)
   const front = open()

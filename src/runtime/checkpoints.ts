@@ -1,4 +1,4 @@
-import { readdirSync, statfsSync } from 'node:fs'
+import { readdirSync, statfsSync, statSync } from 'node:fs'
 import { mkdir, readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { log } from '../log.ts'
@@ -202,6 +202,7 @@ export class Checkpoints {
         dir,
         cgroups: this.cgroups.joinFiles(name, 'agent'),
         timeoutMs: CRIU_TIMEOUT_MS,
+        drainTimeoutMs: drainTimeoutMs(dir),
       })
       this.trackDraining(spec.id, this.learning(spec.id, dir, drained))
       const open = held()
@@ -212,6 +213,8 @@ export class Checkpoints {
       return { durationMs: performance.now() - started }
     } catch (thrown) {
       this.network.expectApps(spec.shortId, false)
+      // A command inside may have ended the process that sees to the page daemon's end.
+      for (const criu of this.running()) if (criu.dir === dir) killProcess(criu.pid)
       await killLeaf(this.cgroups, name, 'agent')
       throw this.portTaken(spec, dir, thrown) ?? thrown
     } finally {
@@ -297,7 +300,11 @@ export class Checkpoints {
       for (const { pid } of working(true)) killProcess(pid)
     if (working(true).length === 0) return
     const drained = (async () => {
-      while (working(true).length > 0) await Bun.sleep(SETTLE_POLL_MS)
+      const end = performance.now() + drainTimeoutMs(dir)
+      for (let busy = working(true); busy.length > 0; busy = working(true)) {
+        if (performance.now() > end) for (const { pid } of busy) killProcess(pid)
+        await Bun.sleep(SETTLE_POLL_MS)
+      }
       return isDrained(dir)
     })()
     this.trackDraining(spec.id, drained)
@@ -348,6 +355,13 @@ export class Checkpoints {
       emptyShm,
     }
   }
+}
+
+/** A command inside may have stopped the page daemon: without an end of that, whoever wants to use the image would wait for ever. */
+function drainTimeoutMs(dir: string): number {
+  const pages = namesIn(dir).filter((name) => name.startsWith('pages-'))
+  const bytes = pages.reduce((sum, name) => sum + statSync(join(dir, name)).size, 0)
+  return CRIU_TIMEOUT_MS + bytes / SLOWEST_DISK_BYTES_PER_MS
 }
 
 function namesIn(dir: string): string[] {

@@ -38,6 +38,8 @@ export interface RestoreOptions extends CriuTarget {
   cgroups: string[]
   shmBytes: number
   timeoutMs: number
+  /** What all pages take at most, once the agent runs. */
+  drainTimeoutMs: number
 }
 
 /** criu refused or failed; `reason` is the line of its log that says why. */
@@ -120,7 +122,8 @@ export class Criu {
     const done = restore.says('done').then((said) => (said ? 0 : restore.exited))
     const code = await bounded({ exited: done, kill: restore.kill }, options.timeoutMs)
     if (code !== 0) throw await failure('restore', dir)
-    return { drained: restore.exited.then((code) => code === 0) }
+    const drained = bounded(restore, options.drainTimeoutMs)
+    return { drained: drained.then((code) => code === 0) }
   }
 
   /** Returns at once; a directory that is not there is no error. */
