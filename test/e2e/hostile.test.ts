@@ -107,13 +107,11 @@ describe('a command in a computer', () => {
       expect((await computer.call('POST', '/agents/demote')).status).toBe(200)
       await attack(computer, signal, 'criu/[c]riu lazy-pages')
       await computer.call('POST', '/agents/promote')
-      const demoted = signal === 'STOP' ? computer.call('POST', '/agents/demote') : null
       await expectNeighbourServed()
       expect(await computer.waitForState('failed', 120_000)).toMatchObject({
         failure_reason: 'restore_failed',
         pid: null,
       })
-      if (demoted) expect((await demoted).status).toBe(409)
       await peace(computer)
       expect(computer.agentProcesses()).toEqual([])
       expect(await until(() => nobodyAtWork(computer))).toBe(true)
@@ -123,4 +121,23 @@ describe('a command in a computer', () => {
       await computer.expectStarts(1)
     },
   )
+
+  test('that stops the page daemon once the agent runs: a demote meanwhile is answered, the agent is failed, and can be had again', async () => {
+    const { computer, next } = await victim(600)
+    expect((await computer.call('POST', '/agents/demote')).status).toBe(200)
+    expect((await computer.call('POST', '/agents/promote')).status).toBe(200)
+    // A command would come too late for some of the time.
+    const daemons = runningCriu(orb.dataDir).filter(({ dir }) => dir.includes(computer.id))
+    expect(daemons.map(({ operation }) => operation)).toContain('lazy-pages')
+    for (const { pid, operation } of daemons) if (operation === 'lazy-pages') process.kill(pid, 'SIGSTOP')
+    const demoted = computer.call('POST', '/agents/demote')
+    await expectNeighbourServed()
+    expect((await demoted).json['error']).toBe('agent_failed')
+    expect(await computer.agent()).toMatchObject({ state: 'failed', failure_reason: 'restore_failed', pid: null })
+    expect(computer.agentProcesses()).toEqual([])
+    expect(await until(() => nobodyAtWork(computer))).toBe(true)
+    expect((await computer.call('POST', '/agents/promote')).status).toBe(200)
+    expect(await computer.state()).toEqual(next)
+    await computer.expectStarts(1)
+  })
 })
