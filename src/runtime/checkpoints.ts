@@ -46,6 +46,8 @@ const CRIU_TIMEOUT_MS = 30_000
 const SLOWEST_DISK_BYTES_PER_MS = 20_000
 const SETTLE_POLL_MS = 50
 const BYTES_PER_MB = 1024 * 1024
+/** Stays free: on a disk that is full to the last byte the computers' own disks, which are files, stop taking writes. */
+const SPARE_BYTES = 64 * BYTES_PER_MB
 
 /** Agents on their way to disk and back. Calls for one computer must not overlap. */
 export class Checkpoints {
@@ -114,7 +116,7 @@ export class Checkpoints {
   private checkRoom(name: string): void {
     const { bavail, bsize } = statfsSync(this.host.dataDir)
     const [free, memory] = [bavail * bsize, this.cgroups.agentAnonymous(name)]
-    if (free >= memory) return
+    if (free >= memory + SPARE_BYTES) return
     const mb = (bytes: number) => `${Math.ceil(bytes / BYTES_PER_MB)} MB`
     throw new CriuError('dump', `${mb(memory)} of memory do not fit into the ${mb(free)} of the data directory`, true)
   }

@@ -122,6 +122,16 @@ export async function unmountComputer(paths: ComputerPaths): Promise<void> {
   }
 }
 
+/** In the directory of a computer that was deleted: only then may its disk go without somebody asking for it. */
+const DELETED = 'deleted'
+
+/** Notes that the computer was deleted: what a crash leaves of it is then removed later. */
+export const markDeleted = (paths: ComputerPaths): Promise<void> => writeFile(join(paths.dir, DELETED), '')
+
+/** Whether what lies there is the disk of a computer that was not deleted. */
+export const isDiskKept = (paths: ComputerPaths): boolean =>
+  existsSync(paths.disk) && !existsSync(join(paths.dir, DELETED))
+
 /**
  * Removes a computer's images, then its directory; the other way round a crash would leave images that nobody finds.
  * @throws Error when something of it is still mounted

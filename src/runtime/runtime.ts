@@ -190,6 +190,11 @@ export class Runtime {
     }
   }
 
+  /** Has `removeStrays` remove what is left of it, should `erase` not come to its end. */
+  async markDeleted(spec: ComputerSpec): Promise<void> {
+    await disk.markDeleted(this.paths(spec))
+  }
+
   /** Removes disk, images and log. */
   async erase(spec: ComputerSpec): Promise<void> {
     await disk.removeDisk(this.paths(spec))

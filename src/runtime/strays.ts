@@ -6,7 +6,7 @@ import type { Cgroups } from './cgroup.ts'
 import { run } from './command.ts'
 import { killProcess } from './criu.ts'
 import { runningCriu } from './criu-processes.ts'
-import { mountPoints, removeDisk } from './disk.ts'
+import { isDiskKept, mountPoints, removeDisk } from './disk.ts'
 import { errnoCode } from './libc.ts'
 import type { Network } from './network.ts'
 import { computerPaths, type DataPaths } from './paths.ts'
@@ -38,7 +38,10 @@ export type Swept = Record<
 const SHORT_ID_LENGTH = 8
 const NAME = /^orb-([0-9a-f]{8})$/
 
-/** Removes what belongs to no known computer (ids). Something that cannot be removed is logged and left for the next time. */
+/**
+ * Removes what belongs to no known computer (ids), but for the disks and images of those that nobody deleted: the database
+ * may be an older one. Something that cannot be removed is logged and left for the next time.
+ */
 export async function removeStrays(host: StrayHost, known: Known): Promise<Swept> {
   const swept: Swept = { computers: 0, directories: 0, loopDevices: 0, processes: 0, runtimes: 0, spoolFiles: 0 }
   const look = {
@@ -79,7 +82,10 @@ export async function removeStrays(host: StrayHost, known: Known): Promise<Swept
       await attempt(device, () => run(['losetup', '-d', device]), 'loopDevices')
   }
   for (const id of look.directories) {
-    if (!ids.has(id)) await attempt(id, () => removeDisk(computerPaths(host.data, id)), 'directories')
+    if (ids.has(id)) continue
+    if (isDiskKept(computerPaths(host.data, id)))
+      log('warn', 'a computer that the database does not know is kept', { id })
+    else await attempt(id, () => removeDisk(computerPaths(host.data, id)), 'directories')
   }
   for (const name of await spoolFiles(host.data)) {
     await attempt(name, () => rmSync(join(host.data.spool, name), { force: true }), 'spoolFiles')

@@ -64,6 +64,9 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
     await runtime.down(computer)
     await registry.remove(computer)
     deps.forgetCalls(computer.id)
+    await runtime
+      .markDeleted(computer)
+      .catch((error) => log('warn', 'a deleted computer is not marked', { id: computer.id, error }))
     store.computers.remove(computer.id)
     deps.configs.forget(computer.id)
     // The row goes before the files: files without a row, after a crash or a failure here, are cleared away later.

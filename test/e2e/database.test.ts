@@ -65,7 +65,7 @@ test('a database that is lost: nothing of the computers is taken for a leftover,
   expect(await asleep.state()).toEqual({ ...before.asleep, count: before.asleep.count + 1 })
 })
 
-test('an older database: what it knows is there, what was made after it is removed, as the documentation says', async () => {
+test('an older database: what it knows is there, what was made after it is taken out of the kernel and its disk kept', async () => {
   const known = await orb.computer()
   await known.deployAgent()
   const before = await known.state()
@@ -80,7 +80,8 @@ test('an older database: what it knows is there, what was made after it is remov
   copy(aside, orb.dataDir, names)
 
   expect(await startAndSweep()).toMatch(/leftovers were removed .*computers=1/)
-  expect(existsSync(join(orb.dataDir, 'computers', later.id))).toBe(false)
+  expect(existsSync(join(orb.dataDir, 'computers', later.id, 'disk.img'))).toBe(true)
+  expect(orb.log).toContain(`a computer that the database does not know is kept id=${later.id}`)
   expect(later.processes()).toEqual([])
   expect((await later.call('GET', '')).status).toBe(404)
   expect(await known.state()).toEqual({ ...before, count: before.count + 1 })

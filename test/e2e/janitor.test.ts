@@ -118,6 +118,7 @@ test('what belongs to no computer is gone after a start, whatever it is; all els
   mkdirSync(join(orb.dataDir, 'checkpoints', id, '1'), { recursive: true })
   mkdirSync(join(orb.dataDir, 'checkpoints', mine.id, '999'), { recursive: true })
   writeFileSync(join(orb.dataDir, 'spool', 'hold-1-1'), 'half an answer')
+  for (const deleted of [id, lost.id]) writeFileSync(join(orb.dataDir, 'computers', deleted, 'deleted'), '')
   const [runtime = ''] = readdirSync(join(orb.dataDir, 'runtime'))
   const [unused, used] = ['0000000000000001', '0000000000000002'].map((version) =>
     join(orb.dataDir, 'runtime', version),
