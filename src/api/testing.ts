@@ -244,6 +244,24 @@ export function fakeServices(calls: FakeCall[], followed: { aborted: boolean }):
         return { path, size }
       },
     },
+    github: {
+      async bootstrap(_, id, input) {
+        known(id)
+        note('bootstrap', input)
+        return {
+          workflow_path: 'w.yml',
+          workflow_commit_sha: 'c',
+          secret_name: 'ORB_API_KEY',
+          api_key_id: 'k9',
+          first_build_id: 'build_1',
+        }
+      },
+      async disconnect(_, id, pat) {
+        known(id)
+        note('disconnect', pat)
+        return { disconnected: true, workflow_deleted: true, secret_deleted: false }
+      },
+    },
     system: {
       health: () => ({ httpStatus: 200, body: { status: 'healthy' } }),
       metrics: () => 'orb_build_info 1\n',

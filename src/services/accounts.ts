@@ -30,6 +30,10 @@ const EMAIL_PATTERN = /^(?=.{3,254}$)[^\s\p{Cc}@]+@[^\s\p{Cc}@]+$/u
 export type Accounts = Services['accounts'] & {
   /** A new key for the account of an email, whatever its quota: the way back in. Throws `not_found`. */
   createKeyFor(email: string, name: string): string
+  /**
+   * A new key of a scope, worth nothing until `store` is called: what fails before leaves none. Throws `quota_exceeded`.
+   */
+  draftKey(who: Principal, name: string, scope: string): { key: string; id: string; store(): void }
 }
 
 export function createAccounts(deps: {
@@ -42,7 +46,7 @@ export function createAccounts(deps: {
   const now = deps.now ?? Date.now
   const markedAt = new Map<string, number>()
 
-  function addKey(orgId: string, name: string, role: KeyRole): { key: string; row: KeyRow } {
+  function draftKey(orgId: string, name: string, role: KeyRole, scope = 'full'): { key: string; row: KeyRow } {
     const key = newKey()
     const row: KeyRow = {
       id: randomUUID(),
@@ -50,13 +54,23 @@ export function createAccounts(deps: {
       name,
       prefix: key.slice(0, SHOWN_CHARACTERS),
       hash: sha256(key),
-      scope: 'full',
+      scope,
       role,
       createdAt: now(),
       lastUsedAt: null,
     }
-    store.keys.insert(row)
     return { key, row }
+  }
+
+  function addKey(orgId: string, name: string, role: KeyRole): { key: string; row: KeyRow } {
+    const made = draftKey(orgId, name, role)
+    store.keys.insert(made.row)
+    return made
+  }
+
+  function checkQuota(orgId: string): void {
+    if (store.keys.list(orgId).length < MAX_KEYS_PER_ORG) return
+    throw new OrbError('quota_exceeded', `an organisation has at most ${MAX_KEYS_PER_ORG} keys`)
   }
 
   function findKey(key: string): KeyRow {
@@ -125,9 +139,7 @@ export function createAccounts(deps: {
 
     async createKey(who, name) {
       const { key, row } = store.transaction(() => {
-        if (store.keys.list(who.orgId).length >= MAX_KEYS_PER_ORG) {
-          throw new OrbError('quota_exceeded', `an organisation has at most ${MAX_KEYS_PER_ORG} keys`)
-        }
+        checkQuota(who.orgId)
         return addKey(who.orgId, name, who.role)
       })
       return { key_id: row.id, api_key: key, name, prefix: row.prefix, created_at: isoTime(row.createdAt) }
@@ -155,6 +167,12 @@ export function createAccounts(deps: {
       const org = store.orgs.byEmail(email.toLowerCase())
       if (!org) throw new OrbError('not_found', `no account has the email ${email}`)
       return addKey(org.id, name, 'admin').key
+    },
+
+    draftKey(who, name, scope) {
+      checkQuota(who.orgId)
+      const { key, row } = draftKey(who.orgId, name, who.role, scope)
+      return { key, id: row.id, store: () => store.keys.insert(row) }
     },
   }
 }

@@ -37,6 +37,7 @@ import { agentEnvironment, type EnvironmentFacts, resolveSecrets } from './envir
 import { createExec } from './exec.ts'
 import { createFiles } from './files.ts'
 import type { PublicDirectory } from './front.ts'
+import { createGitHub } from './github/github.ts'
 import { Janitor } from './janitor.ts'
 import { createLogs } from './logs.ts'
 import { createFindComputer } from './lookup.ts'
@@ -175,8 +176,9 @@ export async function startServices(settings: Settings): Promise<RunningServices
     builds,
     codeVersion: (computerId) => codeVersion(store, computerId),
   })
+  const accounts = createAccounts({ store, jwtSecret: vault.jwtSecret, registration: settings.registration })
   const services: Services = {
-    accounts: createAccounts({ store, jwtSecret: vault.jwtSecret, registration: settings.registration }),
+    accounts,
     computers: createComputers({
       settings,
       store,
@@ -212,6 +214,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     }),
     logs: createLogs(runtime, registry, findComputer),
     files: createFiles(runtime, findComputer),
+    github: createGitHub({ settings, store, accounts, builds, findComputer, version: VERSION }),
     system: createSystem({
       store,
       dataDir: settings.dataDir,

@@ -228,6 +228,28 @@ export interface OpenFile {
   close(): void
 }
 
+/** Orb Cloud contract §17. */
+export interface BootstrapInput {
+  pat: string
+  api_key?: string
+  branch?: string
+}
+
+export interface BootstrapView {
+  workflow_path: string
+  workflow_commit_sha: string
+  secret_name: string
+  api_key_id: string
+  first_build_id: string
+}
+
+export interface DisconnectView {
+  disconnected: true
+  /** False: there was none. */
+  workflow_deleted: boolean
+  secret_deleted: boolean
+}
+
 /** What `api/` calls. Every function throws OrbError and nothing else that a client may see. */
 export interface Services {
   accounts: {
@@ -296,6 +318,10 @@ export interface Services {
       body: ReadableStream<Uint8Array> | null,
       contentLength: number | null,
     ): Promise<{ path: string; size: number }>
+  }
+  github: {
+    bootstrap(who: Principal, id: string, input: BootstrapInput): Promise<BootstrapView>
+    disconnect(who: Principal, id: string, pat: string): Promise<DisconnectView>
   }
   system: {
     health(): { httpStatus: 200 | 503; body: Record<string, unknown> }

@@ -37,6 +37,11 @@ export function computerRepository(db: Database) {
   const total = db.query<{ n: number }, []>('SELECT COUNT(*) AS n FROM computers')
   const touch = db.query<void, { id: string; at: number }>('UPDATE computers SET updated_at = $at WHERE id = $id')
   const remove = db.query<void, { id: string }>('DELETE FROM computers WHERE id = $id')
+  const removeKeys = db.query<void, { scope: string }>('DELETE FROM keys WHERE scope = $scope')
+  const removeWithKeys = db.transaction((id: string): boolean => {
+    removeKeys.run({ scope: `deploy:${id}` })
+    return remove.run({ id }).changes > 0
+  })
   const insertInFreeSlot = db.transaction((row: Omit<ComputerRow, 'slot'>): ComputerRow => {
     const placed = { ...row, slot: freeSlot.get()?.slot ?? 1 }
     insert.run(placed)
@@ -55,8 +60,11 @@ export function computerRepository(db: Database) {
     total: (): number => total.get()?.n ?? 0,
     /** Sets `updatedAt`. */
     touch: (id: string, at: number): void => void touch.run({ id, at }),
-    /** Removes it with its ports, configs, secrets, builds and agent. False when there is none. `id` is the full id. */
-    remove: (id: string): boolean => remove.run({ id }).changes > 0,
+    /**
+     * Removes it with its ports, configs, secrets, builds, agent, auto-deploy and the keys that are for it alone. False when
+     * there is none. `id` is the full id.
+     */
+    remove: (id: string): boolean => removeWithKeys.immediate(id),
   }
 }
 

@@ -110,6 +110,15 @@ const MIGRATIONS: readonly string[] = [
     body BLOB
   ) STRICT;
   `,
+  `
+  CREATE TABLE github_deploys (
+    computer_id TEXT PRIMARY KEY REFERENCES computers (id) ON DELETE CASCADE,
+    owner TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    branch TEXT NOT NULL,
+    made_key_id TEXT REFERENCES keys (id) ON DELETE SET NULL
+  ) STRICT;
+  `,
 ]
 
 /**

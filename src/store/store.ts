@@ -3,6 +3,7 @@ import { type AgentRepository, agentRepository } from './agents.ts'
 import { type BuildRepository, buildRepository } from './builds.ts'
 import { type ComputerRepository, computerRepository, type PortRepository, portRepository } from './computers.ts'
 import { type ConfigRepository, configRepository, type SecretRepository, secretRepository } from './configs.ts'
+import { type GitHubDeployRepository, gitHubDeployRepository } from './github-deploys.ts'
 import { type LlmCallRepository, llmCallRepository } from './llm-calls.ts'
 import { migrate } from './migrations.ts'
 import { type KeyRepository, keyRepository, type OrgRepository, orgRepository } from './orgs.ts'
@@ -20,6 +21,7 @@ export interface Store {
   secrets: SecretRepository
   builds: BuildRepository
   agents: AgentRepository
+  githubDeploys: GitHubDeployRepository
   llmCalls: LlmCallRepository
   /** Runs `work`, which must not be async, whole or not at all. */
   transaction<T>(work: () => T): T
@@ -56,6 +58,7 @@ export function openStore(path: string): Store {
     secrets: secretRepository(db),
     builds: buildRepository(db),
     agents: agentRepository(db),
+    githubDeploys: gitHubDeployRepository(db),
     llmCalls: llmCallRepository(db, quick),
     transaction: (work) => db.transaction(work).immediate(),
     probe() {

@@ -143,3 +143,13 @@ export interface LlmCallRow {
   bodyBlocks: string | null
   body: Uint8Array | null
 }
+
+/** Auto-deploy of a computer, as it was set up (Orb Cloud contract §17). */
+export interface GitHubDeployRow {
+  computerId: string
+  owner: string
+  repository: string
+  branch: string
+  /** The key that was made for it, if it was; null also once that is revoked. */
+  madeKeyId: string | null
+}

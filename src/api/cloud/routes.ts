@@ -8,6 +8,7 @@ import { computerRoutes } from './computers.ts'
 import { configRoutes } from './config.ts'
 import { execRoutes } from './exec.ts'
 import { fileRoutes } from './files.ts'
+import { githubRoutes } from './github.ts'
 import { keyRoutes } from './keys.ts'
 import { logRoutes } from './logs.ts'
 
@@ -22,4 +23,5 @@ export const cloudRoutes = (services: Services, settings: Settings): Route[] => 
   ...execRoutes(services, settings),
   ...logRoutes(services),
   ...fileRoutes(services),
+  ...githubRoutes(services),
 ]

@@ -1,6 +1,7 @@
 import { z } from 'zod'
 import type {
   AgentView,
+  BootstrapView,
   BuildRecordView,
   BuildView,
   ComputerView,
@@ -9,6 +10,7 @@ import type {
   DemoteView,
   DeployView,
   DirectoryView,
+  DisconnectView,
   ExecView,
   LogsView,
   PromoteView,
@@ -254,5 +256,21 @@ same<z.infer<typeof directory>, DirectoryView>(true)
 
 export const writtenFile = z.object({ path: z.string(), size: count })
 same<z.infer<typeof writtenFile>, Awaited<ReturnType<Services['files']['write']>>>(true)
+
+export const bootstrapped = z.object({
+  workflow_path: z.string(),
+  workflow_commit_sha: z.string(),
+  secret_name: z.string(),
+  api_key_id: uuid,
+  first_build_id: z.string(),
+})
+same<z.infer<typeof bootstrapped>, BootstrapView>(true)
+
+export const disconnected = z.object({
+  disconnected: z.literal(true),
+  workflow_deleted: z.boolean(),
+  secret_deleted: z.boolean(),
+})
+same<z.infer<typeof disconnected>, DisconnectView>(true)
 
 export const failure = z.looseObject({ error: z.string(), message: z.string() }).meta({ id: 'Error' })

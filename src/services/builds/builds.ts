@@ -21,7 +21,7 @@ export interface BuildsDeps {
   settings: Pick<Settings, 'cloneTimeoutMs' | 'buildStepTimeoutMs' | 'buildTimeoutMs' | 'sandboxAllow'>
   /** ORB_ALLOW_PRIVATE. */
   allowPrivate: readonly AllowEntry[]
-  store: Pick<Store, 'builds' | 'configs' | 'agents'>
+  store: Pick<Store, 'builds' | 'configs' | 'agents' | 'githubDeploys'>
   secrets: Secrets
   runtime: Pick<Runtime, 'exec' | 'killAll'> & { network: Pick<Runtime['network'], 'permit'> }
   /** Throws `not_found`. */
@@ -43,6 +43,8 @@ export type Builds = Services['builds'] & {
     config: OrbConfig,
     input: Pick<BuildInput, 'org_secrets' | 'git_token'>,
   ): Promise<BuildView>
+  /** Begins a build of the stored configuration, or joins one that waits, for nobody to wait for. Returns its id. */
+  begin(computer: ComputerRow, input: BuildInput): string
   /** Fingerprint of the last build that succeeded. */
   succeededFingerprint(computerId: string): string | null
   /** Whether a build runs or waits. */
@@ -61,6 +63,11 @@ interface Job extends Queued<BuildView> {
   token: string | null
   redeploy: boolean
   cancelled: AbortController
+}
+
+interface Submitted {
+  id: string
+  done: Promise<BuildView>
 }
 
 /** Joins those that take the stored configuration as it is when they begin. */
@@ -82,7 +89,7 @@ export function createBuilds(deps: BuildsDeps): Builds {
     throw new OrbError('no_config', 'this computer has no configuration: upload an orb.toml first')
   }
 
-  function submit(computer: ComputerRow, own: OrbConfig | null, input: BuildInput): Promise<BuildView> {
+  function submit(computer: ComputerRow, own: OrbConfig | null, input: BuildInput): Submitted {
     const fingerprint = buildFingerprint(own ?? stored(computer.id))
     const token = input.git_token ?? input.org_secrets?.['GITHUB_TOKEN'] ?? null
     const kind = own ? fingerprint : STORED
@@ -90,7 +97,7 @@ export function createBuilds(deps: BuildsDeps): Builds {
     if (waiting) {
       waiting.job.token = token ?? waiting.job.token
       waiting.job.redeploy ||= input.redeploy ?? false
-      return waiting.done
+      return { id: waiting.job.row.id, done: waiting.done }
     }
     const id = newBuildId()
     const view = emptyView(computer.id, id)
@@ -108,7 +115,7 @@ export function createBuilds(deps: BuildsDeps): Builds {
     const cancelled = new AbortController()
     const job: Job = { computer, kind, row, view, token, redeploy, cancelled, run: () => run(job, own) }
     store.builds.put(row)
-    return queue.add(computer.id, job)
+    return { id, done: queue.add(computer.id, job) }
   }
 
   async function run(job: Job, own: OrbConfig | null): Promise<BuildView> {
@@ -195,6 +202,12 @@ export function createBuilds(deps: BuildsDeps): Builds {
     resolve: deps.resolve,
   })
 
+  /** Once auto-deploy is set up a build brings the agent along, unless the caller says otherwise (Orb Cloud contract §6). */
+  const withDefaults = (computer: ComputerRow, input: BuildInput): BuildInput => ({
+    ...input,
+    redeploy: input.redeploy ?? store.githubDeploys.get(computer.id) !== null,
+  })
+
   const liveView = (row: BuildRow): BuildView | null =>
     queue.jobs(row.computerId).find((job) => job.row.id === row.id)?.view ?? null
 
@@ -204,7 +217,7 @@ export function createBuilds(deps: BuildsDeps): Builds {
       // Without a configuration nothing is changed, secrets neither.
       stored(computer.id)
       secrets.keep(computer.id, input.org_secrets)
-      return submit(computer, null, input)
+      return submit(computer, null, withDefaults(computer, input)).done
     },
     list(who, id) {
       const rows = store.builds.list(deps.lookup.computer(who, id).id)
@@ -215,7 +228,8 @@ export function createBuilds(deps: BuildsDeps): Builds {
       if (!row) throw new OrbError('not_found', 'no such build')
       return recordView(row, liveView(row))
     },
-    buildFor: (computer, config, input) => submit(computer, config, input),
+    buildFor: (computer, config, input) => submit(computer, config, input).done,
+    begin: (computer, input) => submit(computer, null, withDefaults(computer, input)).id,
     succeededFingerprint: (computerId) => store.builds.lastSuccess(computerId)?.fingerprint ?? null,
     isBuilding: (computerId) => queue.jobs(computerId).length > 0,
     async cancel(computerId) {

@@ -86,8 +86,11 @@ const ports = checked(
   },
 )
 
+/** Whether it may be the name of a branch here: no option, no pattern, no path that climbs. */
+export const isBranch = (value: string): boolean => BRANCH.test(value) && !value.includes('..')
+
 const branch = checked(text('source.branch'), (value) =>
-  BRANCH.test(value) && !value.includes('..') ? null : invalid('source.branch', value, 'a branch name such as main'),
+  isBranch(value) ? null : invalid('source.branch', value, 'a branch name such as main'),
 )
 
 const workingDir = checked(text('build.working_dir'), (value) =>
