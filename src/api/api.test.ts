@@ -55,6 +55,16 @@ const CREDENTIALS: Scenario[] = [
     error: 'forbidden',
     asked: [],
   },
+  {
+    name: 'deploy key: bootstrap',
+    method: 'POST',
+    path: `${C}/github/bootstrap`,
+    body: '{"pat":"p"}',
+    key: DEPLOY_KEY,
+    status: 403,
+    error: 'forbidden',
+    asked: [],
+  },
   { name: 'deploy key: files', path: `${C}/files/file`, key: DEPLOY_KEY, status: 403, error: 'forbidden', asked: [] },
   { name: 'deploy key: keys', path: '/v1/keys', key: DEPLOY_KEY, status: 403, error: 'forbidden' },
 ]
@@ -295,11 +305,21 @@ describe('following logs', () => {
 test('the 121st login in a minute from one address is refused', async () => {
   const own = startTestApi()
   const login = () => fetch(`${own.running.url}/v1/auth/login`, { method: 'POST', body: '{"api_key":"x"}' })
-  for (let n = 0; n < 120; n++) expect((await login()).status).toBe(401)
+  for (let n = 1; n <= 120; n++) {
+    const { status, headers } = await login()
+    expect([status, headers.get('ratelimit-limit'), headers.get('ratelimit-remaining')]).toEqual([
+      401,
+      '120',
+      `${120 - n}`,
+    ])
+  }
   const refused = await login()
   expect(refused.status).toBe(429)
   expect(Number(refused.headers.get('retry-after'))).toBeGreaterThan(0)
+  expect(refused.headers.get('ratelimit-reset')).toBe(refused.headers.get('retry-after'))
   expect(await refused.json()).toMatchObject({ error: 'rate_limited' })
+  const unread = await fetch(`${own.running.url}/api/v1/auth/register`, { method: 'POST', body: 'no JSON' })
+  expect(unread.status).toBe(429)
   await own.running.stop(0)
 })
 

@@ -54,6 +54,8 @@ interface Exchange {
   id: string
   connection: Connection
   route: Route | null
+  /** Headers that the answer gets, whatever it is. */
+  headers: Map<string, string>
 }
 
 /** Idle limit of a connection between requests and while a request comes in, in seconds. */
@@ -96,6 +98,7 @@ export function createApi(deps: ApiDeps): Api {
         address: connection.address,
         isLocal: connection.isLocal,
         stopping: stopping.signal,
+        setHeader: (name, value) => void exchange.headers.set(name, value),
         holdOpen: () => connection.allowIdle(null),
       })
     } catch (error) {
@@ -133,9 +136,10 @@ export function createApi(deps: ApiDeps): Api {
   return {
     async answer(request, connection) {
       const startedAt = performance.now()
-      const exchange: Exchange = { id: randomUUID(), connection, route: null }
+      const exchange: Exchange = { id: randomUUID(), connection, route: null, headers: new Map() }
       exchanges.set(request, exchange)
       const answer = await dispatch(request, exchange).catch((error: unknown) => errorAnswer(error, exchange.id))
+      for (const [name, value] of exchange.headers) answer.headers.set(name, value)
       answer.headers.set('x-request-id', exchange.id)
       if (stopping.signal.aborted) answer.headers.set('connection', 'close')
       record(deps.metrics, request, answer, exchange, (performance.now() - startedAt) / 1000)

@@ -20,6 +20,8 @@ export interface Call {
   isLocal: boolean
   /** Aborts when the server stops: endless answers end then. */
   stopping: AbortSignal
+  /** Sets a header of the answer, whatever that will be. */
+  setHeader(name: string, value: string): void
   /** Takes the idle limit off the connection; before work that may take long. */
   holdOpen(): void
 }
@@ -72,6 +74,8 @@ export interface Route extends Description {
 export function publicRoute<B extends z.ZodType, Q extends z.ZodType, A extends z.ZodType>(
   spec: Description &
     Schemas<B, Q, A> & {
+      /** Runs before anything of the body is read; may throw. */
+      guard?(call: Call): void
       handle(call: Call & { body: z.output<B>; query: z.output<Q> }): Result<A> | Promise<Result<A>>
     },
 ): Route {
@@ -79,7 +83,10 @@ export function publicRoute<B extends z.ZodType, Q extends z.ZodType, A extends 
     ...spec,
     access: 'public',
     schemas: spec,
-    run: async (call) => toResponse(await spec.handle({ ...call, ...(await readInput(spec, call)) }), spec.status),
+    async run(call) {
+      spec.guard?.(call)
+      return toResponse(await spec.handle({ ...call, ...(await readInput(spec, call)) }), spec.status)
+    },
   }
 }
 

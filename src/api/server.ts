@@ -53,7 +53,7 @@ export function startApi(deps: ServerDeps): RunningApi {
   const secret = randomUUID()
   const answer = (request: Request, server: Server<undefined>, climbs: boolean) => {
     const address = peerOf(request, secret)
-    if (address === null) return errorAnswer(new OrbError('forbidden', 'this is not the way in'), 'unknown')
+    if (address === null) return untold(new OrbError('forbidden', 'this is not the way in'))
     server.timeout(request, IDLE_SECONDS)
     return api.answer(request, connectionOf(request, server, settings, address, climbs))
   }
@@ -69,7 +69,7 @@ export function startApi(deps: ServerDeps): RunningApi {
           answer(request, server, Object.values(request.params).some(isClimbing)),
       ]),
     ),
-    error: (error: Error) => errorAnswer(error, 'unknown'),
+    error: untold,
   }
   const server = Bun.serve({ ...options, unix: path, ...NO_IDLE_LIMIT })
   const open = (host?: string) =>
@@ -86,6 +86,14 @@ export function startApi(deps: ServerDeps): RunningApi {
       await server.stop(true)
     },
   }
+}
+
+/** The answer to what never became a request of the API. */
+function untold(error: Error): Response {
+  const id = randomUUID()
+  const answer = errorAnswer(error, id)
+  answer.headers.set('x-request-id', id)
+  return answer
 }
 
 function urlOf({ listen, tls }: Settings, port: number | null): string {

@@ -1,10 +1,10 @@
 import type { Socket } from 'bun'
 import { messageOf, OrbError } from '../errors.ts'
 import { log } from '../log.ts'
-import { errorAnswer } from './error-answer.ts'
 import { type RequestHead, RequestParser } from './http1.ts'
 import type { Backend } from './ingress-backend.ts'
 import { type ClientIo, Exchange } from './ingress-exchange.ts'
+import { refusal } from './refusal.ts'
 
 /** Requests and WebSocket bytes that came before it was their turn. */
 const MAX_BACKLOG_BYTES = 64 * 1024
@@ -26,6 +26,8 @@ export type Route = (head: RequestHead, address: string) => Routed
 export class ClientConnection implements ClientIo {
   private readonly parser: RequestParser
   private exchange: Exchange | null = null
+  /** Of the request that is being read, once it is known. */
+  private head: RequestHead | null = null
   private tunnel = false
   private backlog: Buffer[] = []
   private backlogBytes = 0
@@ -39,7 +41,7 @@ export class ClientConnection implements ClientIo {
 
   constructor(
     private readonly socket: Socket<ClientConnection>,
-    private readonly address: string,
+    readonly address: string,
     private readonly route: Route,
     private readonly accepting: () => boolean,
     private readonly onClosed: (connection: ClientConnection) => void,
@@ -161,6 +163,7 @@ export class ClientConnection implements ClientIo {
         if (this.parser.ended) {
           if (this.exchange !== null) break
           this.parser.next()
+          this.head = null
         }
         rest = rest.subarray(this.parser.push(rest))
       }
@@ -175,6 +178,7 @@ export class ClientConnection implements ClientIo {
   }
 
   private onHead(head: RequestHead): void {
+    this.head = head
     if (!this.accepting()) throw new OrbError('shutting_down', 'The server is stopping.')
     const { backend, head: bytes } = this.route(head, this.address)
     this.inBody = true
@@ -193,7 +197,7 @@ export class ClientConnection implements ClientIo {
       return
     }
     // In a body whose request was answered already there is nothing left to say.
-    if (!this.inBody) this.write(errorAnswer(answer, '', true))
+    if (!this.inBody) this.write(refusal(answer, this.head, this.address, true))
     this.closeInOrder()
   }
 

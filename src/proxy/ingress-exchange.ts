@@ -1,18 +1,22 @@
 import { OrbError } from '../errors.ts'
 import { log } from '../log.ts'
-import { errorAnswer } from './error-answer.ts'
 import { encodeChunk } from './headers.ts'
 import { type RequestHead, type ResponseHead, ResponseParser } from './http1.ts'
 import type { Backend } from './ingress-backend.ts'
 import { answerForm, interimHead, wantsWebSocket } from './ingress-head.ts'
 import type { Link, LinkOwner } from './ingress-link.ts'
 import type { Visit } from './ingress-types.ts'
+import { refusal } from './refusal.ts'
 
 /** What is kept of a request while its app cannot take it; beyond this the client is not read any more. */
 const MAX_QUEUED_BYTES = 64 * 1024
 
+const CONTENT_TOO_LARGE = 413
+
 /** The client's connection, as one exchange sees it. */
 export interface ClientIo {
+  /** Of the client; `unix` on a socket. */
+  readonly address: string
   /** Returns how many bytes the kernel took. What it left is asked for again by `onDrain`. */
   write(bytes: Uint8Array): number
   pauseReading(): void
@@ -209,7 +213,7 @@ export class Exchange implements LinkOwner {
     this.headWritten = true
     if (close || !this.requestWhole || !this.mayKeepAlive()) this.mustClose = true
     this.final = this.mustClose ? 'close' : 'continue'
-    this.write(errorAnswer(error, this.request.method, this.mustClose))
+    this.write(refusal(error, this.request, this.io.address, this.mustClose))
     this.settle()
   }
 
@@ -240,7 +244,9 @@ export class Exchange implements LinkOwner {
   }
 
   private onHead(answer: ResponseHead): void {
-    const form = answerForm(this.request, answer, this.mustClose || !this.mayKeepAlive())
+    // Of a body that is too large the rest will not be read: whoever sends it should know.
+    const unread = answer.status === CONTENT_TOO_LARGE && !this.requestWhole
+    const form = answerForm(this.request, answer, this.mustClose || unread || !this.mayKeepAlive())
     this.headWritten = true
     this.chunked = form.chunked
     this.mustClose = form.close

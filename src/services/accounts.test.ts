@@ -158,6 +158,19 @@ describe('keys', () => {
     expect(await accounts.authenticate(accounts.createKeyFor('A@B', 'recovery'))).toMatchObject({ orgId: org_id })
   })
 
+  test('that are drafts are worth nothing until they are stored, and count then', async () => {
+    const who = await accounts.authenticate((await accounts.register('a@b')).api_key)
+    const draft = accounts.draftKey(who, 'github o/r', 'deploy:c1')
+    await expect(accounts.authenticate(draft.key)).rejects.toEqual(UNAUTHORIZED)
+    expect(accounts.listKeys(who).total).toBe(1)
+    draft.store()
+    expect(await accounts.authenticate(draft.key)).toEqual({ ...who, keyId: draft.id, scope: 'deploy:c1' })
+    const { token } = await accounts.login(draft.key)
+    expect(await accounts.authenticate(token)).toMatchObject({ scope: 'deploy:c1' })
+    for (let n = 2; n < 100; n++) await accounts.createKey(who, `key ${n}`)
+    expect(() => accounts.draftKey(who, 'one more', 'deploy:c1')).toThrow('at most 100 keys')
+  })
+
   test('no way back into an account that does not exist', () => {
     expect(() => accounts.createKeyFor('no@body', 'x')).toThrow('no account')
   })

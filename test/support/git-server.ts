@@ -6,7 +6,7 @@ const TOKEN_USER = 'x-access-token'
 
 export interface GitServer extends AsyncDisposable {
   port: number
-  /** Makes a bare repository `<name>.git`; with a token it demands that one. */
+  /** Makes a bare repository `<name>.git`, where the name may have slashes; with a token it demands that one. */
   create(name: string, token?: string): Promise<void>
   /** Commits these files on a branch (`main`) and removes all others. Returns the commit. */
   commit(name: string, files: Record<string, string>, branch?: string): Promise<string>
@@ -33,7 +33,7 @@ export async function startGitServer(hostname: string): Promise<GitServer> {
         if (url.pathname.startsWith(from))
           return Response.redirect(to + url.pathname.slice(from.length) + url.search, 301)
       }
-      const token = tokens.get((url.pathname.split('/')[1] ?? '').replace(/\.git$/, ''))
+      const token = [...tokens].find(([name]) => new RegExp(`^/${name}(\\.git)?(/|$)`).test(url.pathname))?.[1]
       const expected = `Basic ${Buffer.from(`${TOKEN_USER}:${token}`).toString('base64')}`
       if (token !== undefined && authorization !== expected) {
         return new Response('no', { status: 401, headers: { 'www-authenticate': 'Basic realm="git"' } })

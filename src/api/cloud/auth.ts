@@ -2,7 +2,7 @@ import { z } from 'zod'
 import type { Services } from '../../services/types.ts'
 import { text } from '../fields.ts'
 import { createRateLimit } from '../rate-limit.ts'
-import { publicRoute, type Route } from '../route.ts'
+import { type Call, publicRoute, type Route } from '../route.ts'
 import { loggedIn, registered } from './schemas.ts'
 
 /** Calls of register and login together, per minute and address (Orb Cloud contract §20). */
@@ -12,6 +12,13 @@ const MAX_CREDENTIAL_CHARACTERS = 256
 
 export function authRoutes({ accounts }: Services): Route[] {
   const limit = createRateLimit(AUTH_CALLS_PER_MINUTE)
+  const guard = ({ address, setHeader }: Call) => {
+    const { allowance, refusal } = limit(address)
+    setHeader('ratelimit-limit', String(allowance.limit))
+    setHeader('ratelimit-remaining', String(allowance.remaining))
+    setHeader('ratelimit-reset', String(allowance.resetSecs))
+    if (refusal) throw refusal
+  }
   return [
     publicRoute({
       method: 'POST',
@@ -23,10 +30,8 @@ export function authRoutes({ accounts }: Services): Route[] {
       answer: registered,
       status: 201,
       errors: ['registration_closed', 'email_taken', 'rate_limited'],
-      handle({ address, body }) {
-        limit(address)
-        return accounts.register(body.email)
-      },
+      guard,
+      handle: ({ body }) => accounts.register(body.email),
     }),
     publicRoute({
       method: 'POST',
@@ -37,10 +42,8 @@ export function authRoutes({ accounts }: Services): Route[] {
       body: z.object({ api_key: text(1, MAX_CREDENTIAL_CHARACTERS) }),
       answer: loggedIn,
       errors: ['unauthorized', 'rate_limited'],
-      handle({ address, body }) {
-        limit(address)
-        return accounts.login(body.api_key)
-      },
+      guard,
+      handle: ({ body }) => accounts.login(body.api_key),
     }),
   ]
 }

@@ -70,6 +70,7 @@ test('pings keep a silent log alive until its reader leaves', async () => {
     address: '127.0.0.1',
     isLocal: true,
     stopping: new AbortController().signal,
+    setHeader: () => undefined,
     holdOpen: () => undefined,
   })
   let seen = ''

@@ -89,6 +89,7 @@ export function createAgents(deps: AgentsDeps): Services['agents'] & { redeploy(
     const { config, warnings } = parseInline(input.orb_config, deps.plainHttpAllowed)
     // Refuse before a long build what would be refused after it.
     resolveSecrets(config, secrets.all(computer.id), input.org_secrets)
+    secrets.check(computer.id, input.org_secrets)
     const row: ConfigRow = {
       computerId: computer.id,
       kind: 'stored',

@@ -9,7 +9,7 @@ import { openStore, type Store } from '../../store/store.ts'
 import type { ComputerRow } from '../../store/types.ts'
 import { buildFingerprint, type OrbConfig, parseInline, toJson } from '../orb-toml.ts'
 import { createSecrets, type Secrets } from '../secrets.ts'
-import type { Principal } from '../types.ts'
+import type { BuildInput, Principal } from '../types.ts'
 import { openVault } from '../vault.ts'
 import { type Builds, createBuilds } from './builds.ts'
 
@@ -258,6 +258,36 @@ describe('the outcome', () => {
     ;(await started()).end(end)
     expect(await running).toMatchObject(expected)
     expect(events).toEqual(['hold', 'release', ...(expected.redeployed ? ['redeploy'] : [])])
+  })
+
+  test('tells the agent that is started anew of the code that it brought', async () => {
+    putAgent()
+    configure('one')
+    const told: unknown[] = []
+    redeploy = async () => {
+      told.push(...store.builds.list(ID).map((row) => JSON.parse(row.result).code_version))
+    }
+    const running = builds.run(WHO, ID, { redeploy: true })
+    ;(await started()).end()
+    expect((await running).code_version).toBe(COMMIT.slice(0, 7))
+    expect(told).toEqual([COMMIT.slice(0, 7)])
+  })
+
+  test('brings the agent along by itself once auto-deploy is set up', async () => {
+    putAgent()
+    configure('one')
+    store.githubDeploys.put({ computerId: ID, owner: 'o', repository: 'r', branch: 'main', madeKeyId: null })
+    const builtWith = async (input: BuildInput, nth: number) => {
+      const running = builds.run(WHO, ID, input)
+      ;(await started(nth)).end()
+      return (await running).redeployed
+    }
+    expect(await builtWith({}, 1)).toBe(true)
+    expect(await builtWith({ redeploy: false }, 2)).toBe(false)
+    const id = builds.begin(computer, { git_token: 'once' })
+    ;(await started(3)).end()
+    while (builds.isBuilding(ID)) await Bun.sleep(1)
+    expect(builds.get(WHO, ID, id)).toMatchObject({ status: 'success', redeployed: true })
   })
 
   test('is a failure when the agent that was to be started anew does not start', async () => {

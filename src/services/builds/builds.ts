@@ -9,7 +9,8 @@ import { buildEnvironment, type EnvironmentFacts } from '../environment.ts'
 import { buildFingerprint, fromJson, type OrbConfig } from '../orb-toml.ts'
 import type { Secrets } from '../secrets.ts'
 import type { BuildInput, BuildView, Principal, Services } from '../types.ts'
-import { cloneEnvironment, type GitAccess, stepEnvironment, tokenForms } from './git.ts'
+import { cloneEnvironment, type GitAccess, stepEnvironment } from './git.ts'
+import { hiddenTexts } from './mask.ts'
 import { Queue, type Queued } from './queue.ts'
 import { openGitHost } from './reach.ts'
 import { emptyView, readView, recordView, toResult } from './record.ts'
@@ -61,6 +62,8 @@ interface Job extends Queued<BuildView> {
   view: BuildView
   /** For the clone: sent for this build, or sent as secret. */
   token: string | null
+  /** Secrets that came with a deploy and are not stored yet. */
+  sent: Record<string, string>
   redeploy: boolean
   cancelled: AbortController
 }
@@ -96,6 +99,7 @@ export function createBuilds(deps: BuildsDeps): Builds {
     const waiting = queue.waiting(computer.id, kind)
     if (waiting) {
       waiting.job.token = token ?? waiting.job.token
+      waiting.job.sent = { ...waiting.job.sent, ...input.org_secrets }
       waiting.job.redeploy ||= input.redeploy ?? false
       return { id: waiting.job.row.id, done: waiting.done }
     }
@@ -113,7 +117,8 @@ export function createBuilds(deps: BuildsDeps): Builds {
     }
     const redeploy = input.redeploy ?? false
     const cancelled = new AbortController()
-    const job: Job = { computer, kind, row, view, token, redeploy, cancelled, run: () => run(job, own) }
+    const sent = input.org_secrets ?? {}
+    const job: Job = { computer, kind, row, view, token, sent, redeploy, cancelled, run: () => run(job, own) }
     store.builds.put(row)
     return { id, done: queue.add(computer.id, job) }
   }
@@ -149,8 +154,11 @@ export function createBuilds(deps: BuildsDeps): Builds {
     return view
   }
 
-  async function redeploy({ computer, view, redeploy }: Job): Promise<void> {
+  async function redeploy({ computer, row, view, redeploy }: Job): Promise<void> {
     if (!redeploy || !store.agents.get(computer.id)) return
+    // The agent is told which code it is started with, and that is what the newest build brought.
+    Object.assign(row, { result: toResult(view) })
+    store.builds.put(row)
     try {
       await agents.redeploy(computer.id)
       view.redeployed = true
@@ -167,7 +175,7 @@ export function createBuilds(deps: BuildsDeps): Builds {
     const shell = new BuildShell({
       exec: (spec, request) => runtime.exec(spec, request),
       computer,
-      hidden: tokenForms(access?.token ?? null),
+      hidden: hiddenTexts(access?.token ?? null, { ...secrets.all(computer.id), ...job.sent }),
       deadline: performance.now() + settings.buildTimeoutMs,
       cancelled: job.cancelled.signal,
     })
