@@ -53,6 +53,7 @@ interface Row {
   answers?: Record<string, string>
 }
 
+const SECRET = `\${S}`
 const C = '/v1/computers/:id'
 const create = { method: 'POST', path: '/v1/computers' }
 const nested = (levels: number): string => `${'{"a":'.repeat(levels - 1)}{}${'}'.repeat(levels - 1)}`
@@ -577,6 +578,20 @@ describe('how often and how many', () => {
     expect([status, json['error']]).toEqual([400, 'invalid_request'])
     expect(await own.agent()).toEqual(before)
     expect((await own.call('POST', '/agents', { org_secrets: { N0: 'rotated' } })).status).toBe(201)
+  })
+
+  test('a variable has 128 KiB with its name; one that has more leaves the agent as it is', async () => {
+    await orb.register()
+    const own = await orb.computer()
+    await own.put('agent/code/x.mjs', 'console.log(process.env.A.length); setInterval(() => {}, 1000)')
+    const longest = VALUE_BYTES - 'A='.length - 1
+    expect((await own.call('POST', '/agents', inline({ A: SECRET }, { S: 'x'.repeat(longest) }))).status).toBe(201)
+    await own.waitForLine((line) => line === String(longest))
+    const before = await own.agent()
+    const { status, json } = await own.call('POST', '/agents', { org_secrets: { S: 'x'.repeat(longest + 1) } })
+    expect([status, json['error']]).toEqual([422, 'spawn_failed'])
+    expect(json['message']).toContain('agent.env.A')
+    expect(await own.agent()).toEqual(before)
   })
 
   test('a directory shows 10,000 entries and says that there are more', async () => {

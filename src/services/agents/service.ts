@@ -12,7 +12,7 @@ import { addressOf, agentView } from '../views.ts'
 import type { ConfigCache } from './directory.ts'
 import { AGENT_PORT, isLive, shownState } from './machine.ts'
 import type { Registry } from './registry.ts'
-import { agentStart, checkExecutable } from './start.ts'
+import { agentStart, checkEnvironment, checkExecutable } from './start.ts'
 
 export interface AgentsDeps {
   settings: Settings
@@ -56,6 +56,7 @@ export function createAgents(deps: AgentsDeps): Services['agents'] & { redeploy(
   ) {
     const life = registry.of(computer)
     const { env, warnings } = resolveSecrets(config, secrets.all(computer.id), sent)
+    checkEnvironment(env)
     await deps.runtime.up(computer)
     const { rootfs } = deps.runtime.paths(computer)
     await checkExecutable(rootfs, config, await agentStart(rootfs, config, env))

@@ -12,6 +12,9 @@ const EXECUTE_BITS = 0o111
 /** The interpreter of each language; the others are executables of their own (Orb Cloud contract §4). */
 const INTERPRETERS: Partial<Record<OrbConfig['agent']['lang'], string>> = { node: 'node', python: 'python3' }
 
+/** What the kernel takes as one variable, `NAME=value` and its NUL: MAX_ARG_STRLEN, execve(2). */
+const MAX_VARIABLE_BYTES = 128 * 1024
+
 /** How the agent is started: relative entries lie in /agent/code or the build's directory, which then is where it runs. */
 export async function agentStart(rootfs: string, config: OrbConfig, env: Environment): Promise<AgentStart> {
   const { entry, args, lang } = config.agent
@@ -39,6 +42,16 @@ export async function checkExecutable(rootfs: string, config: OrbConfig, start: 
   if (stat.kind !== 'file' || (stat.mode & EXECUTE_BITS) === 0) {
     throw new OrbError('spawn_failed', `agent.entry: ${config.agent.entry} is not executable`)
   }
+}
+
+/** Refuses an environment that no program can be started with, for the same reason. @throws OrbError spawn_failed */
+export function checkEnvironment(env: Environment): void {
+  const long = Object.entries(env).find(
+    ([name, value]) => Buffer.byteLength(name) + Buffer.byteLength(value) + 2 > MAX_VARIABLE_BYTES,
+  )
+  if (!long) return
+  const message = `agent.env.${long[0]} is too long: Linux takes ${MAX_VARIABLE_BYTES} bytes, the name among them`
+  throw new OrbError('spawn_failed', message)
 }
 
 async function firstHolding(rootfs: string, places: string[], entry: string): Promise<string | null> {
