@@ -49,6 +49,8 @@ test('every route is there with its methods', () => {
     '/v1/computers/{id}/agents/promote': 'post',
     '/v1/computers/{id}/restart': 'post',
     '/v1/computers/{id}/exec': 'post',
+    '/v1/computers/{id}/github/bootstrap': 'post',
+    '/v1/computers/{id}/github/disconnect': 'post',
     '/v1/computers/{id}/logs': 'get',
     '/v1/computers/{id}/files': 'get',
     '/v1/computers/{id}/files/{path}': 'get put',

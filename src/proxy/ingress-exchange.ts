@@ -11,7 +11,7 @@ import { refusal } from './refusal.ts'
 /** What is kept of a request while its app cannot take it; beyond this the client is not read any more. */
 const MAX_QUEUED_BYTES = 64 * 1024
 
-const CONTENT_TOO_LARGE = 413
+const FIRST_ERROR_STATUS = 400
 
 /** The client's connection, as one exchange sees it. */
 export interface ClientIo {
@@ -244,8 +244,8 @@ export class Exchange implements LinkOwner {
   }
 
   private onHead(answer: ResponseHead): void {
-    // Of a body that is too large the rest will not be read: whoever sends it should know.
-    const unread = answer.status === CONTENT_TOO_LARGE && !this.requestWhole
+    // The rest of a request that was refused early is not read: whoever sends it must not use the connection again.
+    const unread = answer.status >= FIRST_ERROR_STATUS && !this.requestWhole
     const form = answerForm(this.request, answer, this.mustClose || unread || !this.mayKeepAlive())
     this.headWritten = true
     this.chunked = form.chunked

@@ -180,7 +180,7 @@ describe('computers', () => {
     store.secrets.put([{ computerId: 'aaaaaaaa-1', name: 'A', sealed: new Uint8Array([1]) }])
     store.builds.put(build(1, 'success'))
     store.agents.put(agent('aaaaaaaa-1'))
-    const key = { orgId: 'org', prefix: 'p', role: 'admin', createdAt: 1, lastUsedAt: null } as const
+    const key = { orgId: 'org-a', prefix: 'p', role: 'admin', createdAt: 1, lastUsedAt: null } as const
     for (const [id, scope] of [
       ['k1', 'deploy:aaaaaaaa-1'],
       ['k2', 'deploy:aaaaaaaa-2'],
@@ -192,7 +192,7 @@ describe('computers', () => {
     expect(store.githubDeploys.get('aaaaaaaa-1')).toEqual(deploys)
     expect(store.computers.remove('aaaaaaaa-1')).toBe(true)
     expect(store.githubDeploys.get('aaaaaaaa-1')).toBeNull()
-    expect(store.keys.list('org').map(({ id }) => id)).toEqual(['k2', 'k3'])
+    expect(store.keys.list('org-a').map(({ id }) => id)).toEqual(['k2', 'k3'])
     expect(store.computers.remove('aaaaaaaa-1')).toBe(false)
     expect(store.ports.list('aaaaaaaa-1')).toEqual([])
     expect(store.configs.get('aaaaaaaa-1', 'stored')).toBeNull()
