@@ -51,9 +51,12 @@ describe('who asks for', () => {
     ['GET', '/files'],
     ['GET', '/files/etc/passwd'],
     ['PUT', '/files/etc/passwd'],
+    ['POST', '/github/bootstrap'],
+    ['POST', '/github/disconnect'],
   ]
   const bodyOf = (method: string, path: string): Payload => {
     if (path === '/exec') return { command: 'true' }
+    if (path.startsWith('/github/')) return { pat: 'ghp_x' }
     if (method === 'PUT') return 'x'
     return path === '/config' && method === 'POST' ? CONFIG : undefined
   }
