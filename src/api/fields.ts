@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import { OrbError } from '../errors.ts'
+import { parseTime } from '../time.ts'
 
 /**
  * Zod checks whose messages continue the name of the field: `runtime_mb` + `must be an integer between 64 and 65536`. All
@@ -55,6 +56,13 @@ export const queryInteger = (min: number, max: number) =>
 /** `true`, `1`, `false` or `0` in a query string. */
 export const queryFlag = () =>
   z.preprocess((raw) => (raw === '1' || raw === 'true' ? true : raw === '0' || raw === 'false' ? false : raw), flag())
+
+/** A point in time in a query string, as `parseTime` reads it. */
+export const queryTime = () =>
+  z
+    .string()
+    .refine((value) => parseTime(value) !== null, must('a time such as 2026-04-19T04:05:00Z or 2026-04-19'))
+    .meta({ format: 'date-time' })
 
 /** What `schema` makes of a body or query. Throws `invalid_request` with the first problem. */
 export function check<S extends z.ZodType>(schema: S, input: unknown): z.output<S> {

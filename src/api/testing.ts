@@ -262,6 +262,46 @@ export function fakeServices(calls: FakeCall[], followed: { aborted: boolean }):
         return { disconnected: true, workflow_deleted: true, secret_deleted: false }
       },
     },
+    usage: {
+      read(_, query) {
+        note('usage', query)
+        if (query.computer !== undefined) known(query.computer)
+        return {
+          period_start: TIME,
+          period_end: TIME,
+          runtime_gb_hours: 0.4,
+          disk_gb_hours: 2,
+          checkpoint_cycles: 1,
+          computers_created: 1,
+          computers_destroyed: 0,
+        }
+      },
+      stats(_, id, window) {
+        known(id)
+        note('stats', window)
+        return {
+          computer_id: COMPUTER_ID,
+          window,
+          period_start: TIME,
+          period_end: TIME,
+          wall_secs: 10,
+          active_secs: 1,
+          sleep_secs: 9,
+          sleep_pct: 90,
+          active_pct: 10,
+          llm_calls: 1,
+          checkpoints: 1,
+          ckpt_full: 1,
+          ckpt_incremental: 0,
+          failures: 0,
+          runtime_gb_hours: 0.4,
+          disk_gb_hours: 2,
+          est_cost_usd: 0.1,
+          last_active_ago_secs: null,
+          avg_restore_ms: null,
+        }
+      },
+    },
     system: {
       health: () => ({ httpStatus: 200, body: { status: 'healthy' } }),
       metrics: () => 'orb_build_info 1\n',

@@ -166,6 +166,8 @@ export class FakeAgent implements LlmDirectory {
   agentTree = true
   computerId = 'computer-1'
   known = true
+  /** Requests that were no replays. */
+  ownCalls = 0
 
   constructor(public llm: LlmSettings) {}
 
@@ -189,6 +191,9 @@ export class FakeAgent implements LlmDirectory {
         const call = new FakeCall(agent)
         agent.calls.push(call)
         return call
+      },
+      ownCall() {
+        agent.ownCalls++
       },
     }
   }

@@ -173,6 +173,7 @@ export class Turn implements AnswerConsumer {
     if (chunked) lines.push('Transfer-Encoding: chunked')
     const head = encodeHead(`${method} ${upstream.target} HTTP/1.1`, lines)
     const exchange = new Exchange(this.context, { upstream, method, head, chunked }, this.entry)
+    this.peer.ownCall()
     this.exchange = exchange
     this.answer = exchange
     exchange.attach(this)
@@ -324,6 +325,7 @@ export class Turn implements AnswerConsumer {
     this.dropBuffer()
     // With a call of its own the entry is that call's.
     if (this.exchange === null) this.entry?.remove()
+    if (this.exchange === null && !this.replay) this.peer.ownCall()
     this.call.end(outcome)
   }
 }

@@ -25,6 +25,8 @@ export interface LlmPeer {
   agentTree: boolean
   /** A call is open: the head of its request was accepted. Must not throw. */
   begin(): LlmCall
+  /** The call that was begun is no replay of an earlier one. At most once per call, before its end. Must not throw. */
+  ownCall(): void
 }
 
 /**

@@ -8,7 +8,18 @@ import { type ComputerSpec, killLeaf, shmBytes } from './computer.ts'
 import { type Criu, CriuError, type CriuTarget, killProcess } from './criu.ts'
 import { type CriuProcess, runningCriu } from './criu-processes.ts'
 import { HotPages } from './hot-pages.ts'
-import { isComplete, isDrained, isRestored, isStored, isSynced, readNotes, syncImage, writeNotes } from './image.ts'
+import {
+  DUMP_RESULT,
+  isComplete,
+  isDrained,
+  isRestored,
+  isStored,
+  isSynced,
+  RESTORE_RESULT,
+  readNotes,
+  syncImage,
+  writeNotes,
+} from './image.ts'
 import { checkImage, hasManifest, ImageError, noteHashes, noteSizes } from './image-manifest.ts'
 import { mendImage } from './image-mend.ts'
 import * as launcher from './launcher.ts'
@@ -278,6 +289,13 @@ export class Checkpoints {
     return { imageComplete: complete && (synced || !rebooted), restored }
   }
 
+  /** When the image was whole, and when the last restore from it ran to its end, in ms since the epoch. */
+  times(spec: ComputerSpec, image: string | null): { dumpedAt?: number; restoredAt?: number } {
+    if (image === null) return {}
+    const dir = this.imageDir(spec, image)
+    return { dumpedAt: writtenAt(join(dir, DUMP_RESULT)), restoredAt: writtenAt(join(dir, RESTORE_RESULT)) }
+  }
+
   /** criu processes of any orb that worked on this data directory. */
   running(): CriuProcess[] {
     return runningCriu(this.host.dataDir)
@@ -365,6 +383,8 @@ function drainTimeoutMs(dir: string): number {
   const bytes = pages.reduce((sum, name) => sum + statSync(join(dir, name)).size, 0)
   return CRIU_TIMEOUT_MS + bytes / SLOWEST_DISK_BYTES_PER_MS
 }
+
+const writtenAt = (file: string): number | undefined => statSync(file, { throwIfNoEntry: false })?.mtimeMs
 
 function namesIn(dir: string): string[] {
   try {

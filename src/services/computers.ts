@@ -91,6 +91,7 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
         await discard(computer).catch((error) =>
           log('error', 'a failed computer is not wholly removed', { id: computer.id, error }),
         )
+        store.usage.forget(computer.id)
         throw creationError(thrown)
       }
     },

@@ -47,7 +47,9 @@ export async function takeDown(settings: Settings): Promise<number | null> {
     const left = [...computers]
     const worker = async () => {
       for (let computer = left.pop(); computer; computer = left.pop()) {
+        const alive = runtime.agentAlive(computer)
         await runtime.down(computer)
+        if (alive) store.usage.ended(computer.id)
         const image = store.agents.get(computer.id)?.image
         if (image) await runtime.checkpoints.syncImage(computer, image)
       }

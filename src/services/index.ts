@@ -45,6 +45,7 @@ import type { Metrics } from './metrics.ts'
 import { createSecrets } from './secrets.ts'
 import { createOrbMetrics, createSystem } from './system.ts'
 import type { Services } from './types.ts'
+import { createUsage, keepSeen } from './usage.ts'
 import { openVault } from './vault.ts'
 
 /** How often orb looks whether its firewall rules are still there. */
@@ -131,6 +132,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     },
     forgetCalls: (computerId) => proxy.forget(computerId),
     resumeCalls: (computerId, wake) => proxy.resume(computerId, wake),
+    lastSeenAt: store.usage.resume() ?? Date.now(),
   })
   const journal = openCallJournal({
     calls: store.llmCalls,
@@ -141,7 +143,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
   const proxy = startLlmProxy({
     hostname: gateway,
     port: AGENT_PORT,
-    directory: createDirectory(runtime, registry, configs, metrics),
+    directory: createDirectory({ runtime, registry, configs, metrics, usage: store.usage }),
     allowPrivate,
     spoolDir: data.spool,
     journal,
@@ -215,6 +217,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     logs: createLogs(runtime, registry, findComputer),
     files: createFiles(runtime, findComputer),
     github: createGitHub({ settings, store, accounts, builds, findComputer, version: VERSION }),
+    usage: createUsage({ settings, usage: store.usage, findComputer }),
     system: createSystem({
       store,
       dataDir: settings.dataDir,
@@ -228,6 +231,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
   builds.recover()
   const recovery = await recoverAgents(registry, runtime, boot)
   void recovery.over.then(() => journal.recovered())
+  const seen = recovery.over.then(() => keepSeen(store.usage))
   const stopIdleSleep = startIdleSleep({
     runtime,
     lives: () => registry.all(),
@@ -257,9 +261,10 @@ export async function startServices(settings: Settings): Promise<RunningServices
       await Promise.all([proxy.stop(graceMs), others])
       await dns.stop()
       await janitor.stop()
-      await recovery.over
+      const stopSeen = await seen
       await Promise.all(registry.all().map((life) => life.settledDown()))
       await giveSwapBack(data.swap)
+      stopSeen()
       runtime.close()
       store.close()
       releaseSubnet()

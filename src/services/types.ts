@@ -205,6 +205,50 @@ export interface LogsView {
   truncated: boolean
 }
 
+/** Orb Cloud contract §18. Times as clients write them; absent: the default. */
+export interface UsageQuery {
+  start?: string
+  end?: string
+  /** Id or short id of a computer, which may have been deleted. */
+  computer?: string
+}
+
+export interface UsageView {
+  period_start: string
+  period_end: string
+  runtime_gb_hours: number
+  disk_gb_hours: number
+  checkpoint_cycles: number
+  computers_created: number
+  computers_destroyed: number
+  computer_id?: string
+}
+
+export type StatsWindow = '30d' | 'lifetime'
+
+export interface StatsView {
+  computer_id: string
+  window: StatsWindow
+  period_start: string
+  period_end: string
+  /** How long it existed, how long its agent was in RAM, and how long on disk. */
+  wall_secs: number
+  active_secs: number
+  sleep_secs: number
+  sleep_pct: number
+  active_pct: number
+  llm_calls: number
+  checkpoints: number
+  ckpt_full: number
+  ckpt_incremental: number
+  failures: number
+  runtime_gb_hours: number
+  disk_gb_hours: number
+  est_cost_usd: number
+  last_active_ago_secs: number | null
+  avg_restore_ms: number | null
+}
+
 /** Orb Cloud contract §14.1. */
 export interface FileEntry {
   name: string
@@ -322,6 +366,10 @@ export interface Services {
   github: {
     bootstrap(who: Principal, id: string, input: BootstrapInput): Promise<BootstrapView>
     disconnect(who: Principal, id: string, pat: string): Promise<DisconnectView>
+  }
+  usage: {
+    read(who: Principal, query: UsageQuery): UsageView
+    stats(who: Principal, id: string, window: StatsWindow): StatsView
   }
   system: {
     health(): { httpStatus: 200 | 503; body: Record<string, unknown> }

@@ -1,5 +1,6 @@
 import type { Database, SQLQueryBindings } from 'bun:sqlite'
-import type { AgentRow } from './types.ts'
+import type { AgentPhase, AgentRow, UsageEvent } from './types.ts'
+import type { UsageRepository } from './usage.ts'
 
 const COLUMNS: { [field in keyof AgentRow]: string } = {
   computerId: 'computer_id',
@@ -26,7 +27,8 @@ export type AgentChanges = Partial<Omit<AgentRow, 'computerId'>>
 
 export type AgentRepository = ReturnType<typeof agentRepository>
 
-export function agentRepository(db: Database) {
+/** With each phase that is written, what the agent takes from then on is written too, in the same transaction. */
+export function agentRepository(db: Database, usage: UsageRepository) {
   const selected = Object.entries(COLUMNS).map(([field, column]) => `${column} AS ${field}`)
   const columns = Object.values(COLUMNS)
   const get = db.query<StoredAgent, { computerId: string }>(
@@ -38,6 +40,21 @@ export function agentRepository(db: Database) {
      VALUES (${Object.keys(COLUMNS).map((field) => `$${field}`)})`,
   )
   const remove = db.query<void, { computerId: string }>('DELETE FROM agents WHERE computer_id = $computerId')
+  const putAt = db.transaction((row: AgentRow, event: UsageEvent, at: number): void => {
+    put.run({ ...row })
+    usage.entered(row.computerId, row.phase, event, at)
+  })
+  const removeAt = db.transaction((computerId: string, at: number): boolean => {
+    usage.entered(computerId, 'stopping', {}, at)
+    return remove.run({ computerId }).changes > 0
+  })
+  const enter = db.transaction(
+    (computerId: string, phase: AgentPhase, event: UsageEvent, at: number, update: () => boolean): boolean => {
+      if (!update()) return false
+      usage.entered(computerId, phase, event, at)
+      return true
+    },
+  )
   return {
     get(computerId: string): AgentRow | null {
       const row = get.get({ computerId })
@@ -45,7 +62,7 @@ export function agentRepository(db: Database) {
     },
     all: (): AgentRow[] => all.all().map(fromStored),
     /** Stores it in place of the one that the computer had. */
-    put: (row: AgentRow): void => void put.run({ ...row }),
+    put: (row: AgentRow, event: UsageEvent = {}): void => putAt.immediate(row, event, usage.now()),
     /**
      * Sets the named fields if the agent still has this generation. False when it has another or is gone: whoever asked has
      * been overtaken and must stop.
@@ -57,6 +74,7 @@ export function agentRepository(db: Database) {
       generation: number,
       changes: AgentChanges,
       survives: 'power cut' | 'crash' = 'power cut',
+      event: UsageEvent = {},
     ): boolean {
       const changed = Object.entries(COLUMNS).filter(([field]) => field !== 'computerId' && field in changes)
       if (changed.length === 0) return get.get({ computerId })?.generation === generation
@@ -64,11 +82,15 @@ export function agentRepository(db: Database) {
       const statement = db.query<void, SQLQueryBindings>(
         `UPDATE agents SET ${assignments.join(', ')} WHERE computer_id = $computerId AND generation = $heldGeneration`,
       )
-      const run = () => statement.run({ ...changes, computerId, heldGeneration: generation }).changes > 0
+      const update = () => statement.run({ ...changes, computerId, heldGeneration: generation }).changes > 0
+      const { phase } = changes
+      if (phase === undefined) return survives === 'crash' ? unsynced(db, update) : update()
+      const now = usage.now()
+      const run = () => enter.immediate(computerId, phase, event, now, update)
       return survives === 'crash' ? unsynced(db, run) : run()
     },
     /** False when there was none. */
-    remove: (computerId: string): boolean => remove.run({ computerId }).changes > 0,
+    remove: (computerId: string): boolean => removeAt.immediate(computerId, usage.now()),
   }
 }
 

@@ -1,5 +1,6 @@
 import type { Database } from 'bun:sqlite'
 import type { ComputerRow, PortRow } from './types.ts'
+import type { UsageRepository } from './usage.ts'
 
 /** Host ports of exposed ports are given out from here up (Orb Cloud contract §3). */
 export const FIRST_HOST_PORT = 40_000
@@ -14,7 +15,7 @@ const PORT = 'computer_id AS computerId, container_port AS containerPort, host_p
 export type ComputerRepository = ReturnType<typeof computerRepository>
 export type PortRepository = ReturnType<typeof portRepository>
 
-export function computerRepository(db: Database) {
+export function computerRepository(db: Database, usage: UsageRepository) {
   const insert = db.query<void, { [field in keyof ComputerRow]: ComputerRow[field] }>(
     `INSERT INTO computers (id, short_id, org_id, name, runtime_mb, disk_mb, user_id, swarm_id, replica_index, slot, base,
        created_at, updated_at)
@@ -38,14 +39,16 @@ export function computerRepository(db: Database) {
   const touch = db.query<void, { id: string; at: number }>('UPDATE computers SET updated_at = $at WHERE id = $id')
   const remove = db.query<void, { id: string }>('DELETE FROM computers WHERE id = $id')
   const removeKeys = db.query<void, { scope: string }>('DELETE FROM keys WHERE scope = $scope')
-  const removeWithKeys = db.transaction((id: string): boolean => {
-    removeKeys.run({ scope: `deploy:${id}` })
-    return remove.run({ id }).changes > 0
-  })
   const insertInFreeSlot = db.transaction((row: Omit<ComputerRow, 'slot'>): ComputerRow => {
     const placed = { ...row, slot: freeSlot.get()?.slot ?? 1 }
     insert.run(placed)
+    usage.created(placed)
     return placed
+  })
+  const removeAt = db.transaction((id: string, at: number): boolean => {
+    usage.deleted(id, at)
+    removeKeys.run({ scope: `deploy:${id}` })
+    return remove.run({ id }).changes > 0
   })
   return {
     /** Stores it in the lowest free slot, from 1 up. Throws when the id or short id is taken. */
@@ -64,7 +67,7 @@ export function computerRepository(db: Database) {
      * Removes it with its ports, configs, secrets, builds, agent, auto-deploy and the keys that are for it alone. False when
      * there is none. `id` is the full id.
      */
-    remove: (id: string): boolean => removeWithKeys.immediate(id),
+    remove: (id: string): boolean => removeAt.immediate(id, usage.now()),
   }
 }
 

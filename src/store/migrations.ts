@@ -1,7 +1,7 @@
 import type { Database } from 'bun:sqlite'
 
 /** Migration n brings the database from version n to n + 1. One that was released is never edited: a new one follows it. */
-const MIGRATIONS: readonly string[] = [
+export const MIGRATIONS: readonly string[] = [
   `
   CREATE TABLE orgs (
     id TEXT PRIMARY KEY,
@@ -118,6 +118,51 @@ const MIGRATIONS: readonly string[] = [
     branch TEXT NOT NULL,
     made_key_id TEXT REFERENCES keys (id) ON DELETE SET NULL
   ) STRICT;
+  CREATE TABLE usage_computers (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    org_id TEXT NOT NULL REFERENCES orgs (id) ON DELETE CASCADE,
+    runtime_mb INTEGER NOT NULL,
+    disk_mb INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    deleted_at INTEGER
+  ) STRICT;
+  CREATE INDEX usage_computers_by_org ON usage_computers (org_id);
+
+  CREATE TABLE usage_marks (
+    computer INTEGER NOT NULL REFERENCES usage_computers (number) ON DELETE CASCADE,
+    at INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('none', 'ram', 'nvme')),
+    ram_ms INTEGER NOT NULL,
+    nvme_ms INTEGER NOT NULL,
+    checkpoints INTEGER NOT NULL,
+    restores INTEGER NOT NULL,
+    restore_ms INTEGER NOT NULL,
+    failures INTEGER NOT NULL,
+    active_at INTEGER,
+    PRIMARY KEY (computer, at)
+  ) STRICT, WITHOUT ROWID;
+
+  CREATE TABLE usage_llm_calls (
+    computer_id TEXT NOT NULL REFERENCES computers (id) ON DELETE CASCADE,
+    hour INTEGER NOT NULL,
+    calls INTEGER NOT NULL,
+    PRIMARY KEY (computer_id, hour)
+  ) STRICT, WITHOUT ROWID;
+
+  CREATE TABLE usage_seen (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    at INTEGER NOT NULL
+  ) STRICT;
+
+  INSERT INTO usage_computers (id, org_id, runtime_mb, disk_mb, created_at)
+    SELECT id, org_id, runtime_mb, disk_mb, created_at FROM computers ORDER BY created_at, rowid;
+  -- What its agent did before was not written down: it counts from here on.
+  INSERT INTO usage_marks
+    SELECT number, MAX(created_at, CAST(unixepoch('subsec') * 1000 AS INTEGER)),
+      IIF(phase IN ('checkpointed', 'restoring'), 'nvme', 'ram'), 0, 0, 0, 0, 0, 0, NULL
+    FROM usage_computers JOIN agents ON computer_id = id
+    WHERE phase IN ('running', 'frozen', 'checkpointing', 'checkpointed', 'restoring');
   `,
 ]
 

@@ -7,11 +7,12 @@ import { type GitHubDeployRepository, gitHubDeployRepository } from './github-de
 import { type LlmCallRepository, llmCallRepository } from './llm-calls.ts'
 import { migrate } from './migrations.ts'
 import { type KeyRepository, keyRepository, type OrgRepository, orgRepository } from './orgs.ts'
+import { type UsageRepository, usageRepository } from './usage.ts'
 
 /** How long a statement waits for another process (`orb keys create` beside `orb serve`) before it fails. */
 const BUSY_TIMEOUT_MS = 10_000
 
-/** The database. Every write is on disk when the call returns, but for an update that asks for less and for `llmCalls`. */
+/** The database. Every write is on disk when the call returns, but for an update that asks for less, for `llmCalls` and for `usage.countCall`. */
 export interface Store {
   orgs: OrgRepository
   keys: KeyRepository
@@ -23,6 +24,7 @@ export interface Store {
   agents: AgentRepository
   githubDeploys: GitHubDeployRepository
   llmCalls: LlmCallRepository
+  usage: UsageRepository
   /** Runs `work`, which must not be async, whole or not at all. */
   transaction<T>(work: () => T): T
   /** Throws when the database cannot be written. */
@@ -49,17 +51,19 @@ export function openStore(path: string): Store {
     db.close()
     throw error
   }
+  const usage = usageRepository(db, quick)
   return {
     orgs: orgRepository(db),
     keys: keyRepository(db),
-    computers: computerRepository(db),
+    computers: computerRepository(db, usage),
     ports: portRepository(db),
     configs: configRepository(db),
     secrets: secretRepository(db),
     builds: buildRepository(db),
-    agents: agentRepository(db),
     githubDeploys: gitHubDeployRepository(db),
+    agents: agentRepository(db, usage),
     llmCalls: llmCallRepository(db, quick),
+    usage,
     transaction: (work) => db.transaction(work).immediate(),
     probe() {
       db.transaction(() => {

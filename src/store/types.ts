@@ -153,3 +153,38 @@ export interface GitHubDeployRow {
   /** The key that was made for it, if it was; null also once that is revoked. */
   madeKeyId: string | null
 }
+
+/**
+ * What an agent takes of the server: `ram` while it is in memory, running or frozen; `nvme` from the end of a dump to the
+ * end of the restore; `none` while there is none, or one that failed.
+ */
+export type UsageState = 'none' | 'ram' | 'nvme'
+
+/** What a change of the agent's phase says beyond the phase itself. */
+export interface UsageEvent {
+  /** When it was so, where that is not now. */
+  at?: number
+  /** A dump has ended well. */
+  checkpoint?: boolean
+  /** A restore has ended well, after this time. */
+  restoreMs?: number
+  /** A dump or a restore has failed. */
+  failed?: boolean
+}
+
+/** What one computer took and did within a window; durations in ms. */
+export interface UsageRow {
+  runtimeMb: number
+  diskMb: number
+  /** 1 when it was made, or deleted, within the window; else 0. */
+  created: number
+  deleted: number
+  existsMs: number
+  ramMs: number
+  nvmeMs: number
+  checkpoints: number
+  /** Restores whose time is known, and the sum of those. */
+  restores: number
+  restoreMs: number
+  failures: number
+}

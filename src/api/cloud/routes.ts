@@ -11,6 +11,7 @@ import { fileRoutes } from './files.ts'
 import { githubRoutes } from './github.ts'
 import { keyRoutes } from './keys.ts'
 import { logRoutes } from './logs.ts'
+import { usageRoutes } from './usage.ts'
 
 /** Every route of the Orb Cloud contract. */
 export const cloudRoutes = (services: Services, settings: Settings): Route[] => [
@@ -24,4 +25,5 @@ export const cloudRoutes = (services: Services, settings: Settings): Route[] => 
   ...logRoutes(services),
   ...fileRoutes(services),
   ...githubRoutes(services),
+  ...usageRoutes(services),
 ]

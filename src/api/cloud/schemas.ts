@@ -16,6 +16,8 @@ import type {
   PromoteView,
   RestartView,
   Services,
+  StatsView,
+  UsageView,
 } from '../../services/types.ts'
 
 /** Compiles only if both types are the same: the documentation cannot part from what services answer. */
@@ -272,5 +274,41 @@ export const disconnected = z.object({
   secret_deleted: z.boolean(),
 })
 same<z.infer<typeof disconnected>, DisconnectView>(true)
+const amount = z.number().min(0)
+
+export const usage = z.object({
+  period_start: time,
+  period_end: time,
+  runtime_gb_hours: amount,
+  disk_gb_hours: amount,
+  checkpoint_cycles: count,
+  computers_created: count,
+  computers_destroyed: count,
+  computer_id: uuid.optional(),
+})
+same<z.infer<typeof usage>, UsageView>(true)
+
+export const stats = z.object({
+  computer_id: uuid,
+  window: z.enum(['30d', 'lifetime']),
+  period_start: time,
+  period_end: time,
+  wall_secs: count,
+  active_secs: count,
+  sleep_secs: count,
+  sleep_pct: amount,
+  active_pct: amount,
+  llm_calls: count,
+  checkpoints: count,
+  ckpt_full: count,
+  ckpt_incremental: count,
+  failures: count,
+  runtime_gb_hours: amount,
+  disk_gb_hours: amount,
+  est_cost_usd: amount,
+  last_active_ago_secs: count.nullable(),
+  avg_restore_ms: count.nullable(),
+})
+same<z.infer<typeof stats>, StatsView>(true)
 
 export const failure = z.looseObject({ error: z.string(), message: z.string() }).meta({ id: 'Error' })

@@ -1,7 +1,9 @@
+import { log } from '../../log.ts'
 import type { LlmCall, LlmDirectory } from '../../proxy/types.ts'
 import type { Runtime } from '../../runtime/runtime.ts'
 import type { Store } from '../../store/store.ts'
 import type { ComputerRow, ConfigRow } from '../../store/types.ts'
+import type { UsageRepository } from '../../store/usage.ts'
 import type { Metrics } from '../metrics.ts'
 import { fromJson, type OrbConfig } from '../orb-toml.ts'
 import type { Registry } from './registry.ts'
@@ -17,12 +19,14 @@ const FORWARDED: LlmCall = {
 }
 
 /** Tells the LLM proxy whose connection it has: the address says which computer, the socket's cgroup says whether the agent. */
-export function createDirectory(
-  runtime: Runtime,
-  registry: Registry,
-  configs: ConfigCache,
-  metrics: Metrics,
-): LlmDirectory {
+export function createDirectory(deps: {
+  runtime: Runtime
+  registry: Registry
+  configs: ConfigCache
+  metrics: Metrics
+  usage: Pick<UsageRepository, 'countCall'>
+}): LlmDirectory {
+  const { runtime, registry, configs, metrics, usage } = deps
   return {
     identify({ address, port }) {
       const slot = runtime.network.slotOf(address)
@@ -35,6 +39,13 @@ export function createDirectory(
         agentTree,
         get llm() {
           return configs.current(computer)?.llm ?? { baseUrl: null, provider: 'multi' }
+        },
+        ownCall() {
+          try {
+            usage.countCall(computer.id, Date.now())
+          } catch (error) {
+            log('warn', 'an llm call is not counted', { computer: computer.shortId, error })
+          }
         },
         begin: () => counted(agentTree ? life.ladder.begin() : FORWARDED, metrics),
       }

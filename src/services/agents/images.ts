@@ -48,7 +48,8 @@ export class Images {
     const row = this.ownerOf(image)
     if (!row) return
     const failureReason = 'restore_failed'
-    this.record.step(row, { phase: 'failed', pid: null, failureReason, failureMessage: PAGES_LOST })
+    const failed = { phase: 'failed', pid: null, failureReason, failureMessage: PAGES_LOST } as const
+    this.record.step(row, failed, undefined, { failed: true })
     await this.deps.runtime.killAgent(this.computer)
     this.deps.dropConnections(this.computer.id)
     this.record.say(`restore failed: ${PAGES_LOST}`)

@@ -25,6 +25,8 @@ export interface LifeDeps extends TreeDeps {
   maySleep(computer: ComputerRow): boolean
   /** Fetches what an agent waits for whose orb was lost; `wake` is called when that is there. False: it cannot be had. */
   resumeCalls(computerId: string, wake: () => void): boolean
+  /** When a former orb last looked after the agents, in ms since the epoch. */
+  lastSeenAt: number
 }
 
 /** How long a stop of orb waits for an image that is being written or read. */
@@ -381,10 +383,10 @@ export class Life {
 
   private recovery(criu: CriuProcess[]): RecoveryContext {
     const { computer, record, tree } = this
-    const { runtime, slots } = this.deps
+    const { runtime, slots, lastSeenAt } = this.deps
     const answered = () => this.later(async () => void (await this.wakeNow('llm')))
     const resumeCalls = () => this.deps.resumeCalls(computer.id, answered)
-    return { runtime, slots, computer, record, tree, criu, resumeCalls }
+    return { runtime, slots, computer, record, tree, criu, lastSeenAt, resumeCalls }
   }
 
   /**

@@ -4,7 +4,7 @@ import { appendOrbLine } from '../../runtime/log-file.ts'
 import type { LogSource } from '../../runtime/logs.ts'
 import type { ComputerPaths } from '../../runtime/paths.ts'
 import type { AgentRepository } from '../../store/agents.ts'
-import type { AgentRow, ComputerRow } from '../../store/types.ts'
+import type { AgentRow, ComputerRow, UsageEvent } from '../../store/types.ts'
 
 /** Whether an exit is that of the agent in the row, and not of one before it. Clocks may jump; the number of a start does not. */
 export const isExitOf = (row: AgentRow, exit: Exit | null): exit is Exit => {
@@ -58,24 +58,24 @@ export class AgentRecord {
   }
 
   /** Puts the row in place of the former one; with `within` in one transaction with what that stores. */
-  put(row: AgentRow, within: (store: () => void) => void = (store) => store()): void {
-    within(() => this.agents.put(row))
+  put(row: AgentRow, within: (store: () => void) => void = (store) => store(), usage?: UsageEvent): void {
+    within(() => this.agents.put(row, usage))
     this.current = row
   }
 
   /** Sets fields of the agent, if it still has the generation of `row`. @throws OrbError internal when it was overtaken */
-  save(row: AgentRow, changes: Partial<AgentRow>, survives?: 'power cut' | 'crash'): void {
+  save(row: AgentRow, changes: Partial<AgentRow>, survives?: 'power cut' | 'crash', usage?: UsageEvent): void {
     const { computerId: _, ...fields } = changes
-    if (!this.agents.update(this.computer.id, row.generation, fields, survives)) {
+    if (!this.agents.update(this.computer.id, row.generation, fields, survives, usage)) {
       throw new OrbError('internal', 'the agent was changed by somebody else meanwhile')
     }
     this.current = { ...(this.row() ?? row), ...fields }
   }
 
   /** Begins a transition: the fields, and the next generation, which the returned row holds. */
-  step(row: AgentRow, changes: Partial<AgentRow>, survives?: 'power cut' | 'crash'): AgentRow {
+  step(row: AgentRow, changes: Partial<AgentRow>, survives?: 'power cut' | 'crash', usage?: UsageEvent): AgentRow {
     const generation = row.generation + 1
-    this.save(row, { ...changes, generation }, survives)
+    this.save(row, { ...changes, generation }, survives, usage)
     return { ...row, ...changes, generation }
   }
 

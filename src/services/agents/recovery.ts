@@ -1,7 +1,7 @@
 import { log } from '../../log.ts'
 import type { CriuProcess } from '../../runtime/criu-processes.ts'
 import type { Runtime } from '../../runtime/runtime.ts'
-import type { AgentRow, ComputerRow } from '../../store/types.ts'
+import type { AgentRow, ComputerRow, UsageEvent } from '../../store/types.ts'
 import { type Facts, recover } from './machine.ts'
 import { type AgentRecord, isExitOf } from './record.ts'
 import type { Slots } from './slots.ts'
@@ -13,6 +13,8 @@ export interface RecoveryContext {
   computer: ComputerRow
   record: AgentRecord
   tree: AgentTree
+  /** Until then a former orb saw to it that what the database says of agents in memory was so; ms since the epoch. */
+  lastSeenAt: number
   /** Fetches the answers that the agent waits for, and wakes it when the first is there. False: they cannot be had. */
   resumeCalls(): boolean
   /** What worked on images when orb started. */
@@ -31,7 +33,7 @@ export const shouldRest = (row: AgentRow | null): boolean =>
  * Whether the kernel agrees, without anything done. The computer need not be there for that: it is brought up for whoever
  * wants something in it.
  */
-export function isAtRest({ runtime, computer, record, criu }: Omit<RecoveryContext, 'resumeCalls'>): boolean {
+export function isAtRest({ runtime, computer, record, criu }: RecoveryContext): boolean {
   const row = record.row()
   return shouldRest(row) && runtime.isAtRest(computer, row?.image ?? null, criu)
 }
@@ -60,7 +62,7 @@ export async function recoverAgent(context: RecoveryContext, since: Since): Prom
     case 'keep':
       return undefined
     case 'adopt':
-      tree.adopt(row)
+      tree.adopt(row, adoption(context, row))
       return undefined
     case 'kill_and_sleep':
       await runtime.killAgent(computer)
@@ -69,13 +71,14 @@ export async function recoverAgent(context: RecoveryContext, since: Since): Prom
       return sleepOn(context, row, since)
     case 'ended':
       await tree.clear(row)
-      await tree.end(row)
+      await tree.end(row, endOf(context, row, since))
       return undefined
     case 'lost': {
       // Whatever there is of the image stays: it may be mended, and promote tries it again.
       await tree.clear({ ...row, image: null })
       const failureMessage = 'the checkpoint is not whole'
-      record.step(row, { phase: 'failed', pid: null, failureReason: 'restore_failed', failureMessage })
+      const lost = { phase: 'failed', pid: null, failureReason: 'restore_failed', failureMessage } as const
+      record.step(row, lost, undefined, { failed: true })
       record.say('its checkpoint is not whole: it cannot be restored')
       return undefined
     }
@@ -85,10 +88,11 @@ export async function recoverAgent(context: RecoveryContext, since: Since): Prom
       record.forget()
       return undefined
     case 'respawn': {
+      const at = endOf(context, row, since)
       await tree.clear(row)
       record.say('lost its processes, started afresh (recovery)')
       const fresh = record.fresh(row.codeVersion)
-      record.put(fresh)
+      record.put(fresh, undefined, { at })
       return () => tree.spawn(fresh, ' (recovery)')
     }
   }
@@ -102,12 +106,30 @@ async function factsOf(context: RecoveryContext, row: AgentRow, rebooted: boolea
 }
 
 function sleepOn(context: RecoveryContext, row: AgentRow, since: Since): Rest | undefined {
-  const { slots, record, tree } = context
-  const asleep = record.step(row, { phase: 'checkpointed', pid: null })
+  const { runtime, computer, slots, record, tree } = context
+  const dumped = row.phase === 'checkpointing'
+  const usage = dumped ? { checkpoint: true, at: runtime.checkpoints.times(computer, row.image).dumpedAt } : undefined
+  const asleep = record.step(row, { phase: 'checkpointed', pid: null }, undefined, usage)
   if (row.image) tree.images.syncLater(row.image)
   if (!since.restarted || !row.llmOutstanding) return undefined
   // Its connections died with the orb that held them. Once it wakes it sees a reset, and its client library asks again.
   if (!context.resumeCalls()) return () => slots.run('restore', () => tree.restore(asleep, 'recovery'))
   record.say('orb was restarted and fetches the answer that it waits for')
   return undefined
+}
+
+/** What a transition that a former orb did not see the end of had come to. */
+function adoption({ runtime, computer }: RecoveryContext, row: AgentRow): UsageEvent {
+  if (row.phase === 'checkpointing') return { failed: true }
+  return row.phase === 'restoring' ? { at: runtime.checkpoints.times(computer, row.image).restoredAt } : {}
+}
+
+/**
+ * When the agent's processes ended, as far as it can be known: by what its pid 1 wrote down, else the last time that they
+ * are known to have been there. The tenant may have written that, too: it counts only for the time without an orb.
+ */
+function endOf({ runtime, computer, lastSeenAt }: RecoveryContext, row: AgentRow, since: Since): number {
+  if (!since.restarted) return Date.now()
+  const exit = runtime.readExit(computer)
+  return isExitOf(row, exit) ? Math.max(exit.at, lastSeenAt) : lastSeenAt
 }

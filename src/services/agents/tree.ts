@@ -4,7 +4,7 @@ import { CriuError } from '../../runtime/criu.ts'
 import { errnoCode } from '../../runtime/libc.ts'
 import { stderrTail } from '../../runtime/logs.ts'
 import type { AgentStart, Runtime } from '../../runtime/runtime.ts'
-import type { AgentRow, ComputerRow, FailureReason, SleepReason } from '../../store/types.ts'
+import type { AgentRow, ComputerRow, FailureReason, SleepReason, UsageEvent } from '../../store/types.ts'
 import type { Metrics } from '../metrics.ts'
 import type { Habits } from './habits.ts'
 import { Images } from './images.ts'
@@ -95,14 +95,15 @@ export class AgentTree {
   }
 
   /** A tree that a former orb left is the agent: it goes on. */
-  adopt(row: AgentRow): void {
+  adopt(row: AgentRow, usage: UsageEvent): void {
     const { runtime } = this.deps
     // Word of their end may have come while the connections were locked, and is not sent for ever.
     runtime.resetLostCalls(this.computer, this.deps.heldConnections(this.computer.id))
     runtime.network.unlock(this.computer.shortId)
     runtime.thawAgent(this.computer)
     this.oomKillsBefore = runtime.oomKills(this.computer)
-    this.record.step(row, { phase: 'running', pid: runtime.agentPid(this.computer), sleepReason: null })
+    const running = { phase: 'running', pid: runtime.agentPid(this.computer), sleepReason: null } as const
+    this.record.step(row, running, undefined, usage)
     this.watch()
     if (row.image) this.images.dropLater(row.image)
   }
@@ -154,7 +155,8 @@ export class AgentTree {
     this.ownImage = true
     // With what it takes to read its memory from swap this would say too much of the next one.
     this.habits.dumped(wasReclaimed ? null : durationMs)
-    this.record.save(begun, { phase: 'checkpointed', pid: null, imageBytes: written.bytes, failureMessage: null })
+    const asleep = { phase: 'checkpointed', pid: null, imageBytes: written.bytes, failureMessage: null } as const
+    this.record.save(begun, asleep, undefined, { checkpoint: true })
     this.record.say(`checkpointed (${reason}), ${written.bytes} bytes in ${durationMs} ms`)
     this.images.syncLater(image)
     metrics.inc('orb_checkpoints_total', { kind: 'full', reason })
@@ -183,7 +185,8 @@ export class AgentTree {
     if (!stay) runtime.thawAgent(this.computer)
     const message = thrown instanceof CriuError ? thrown.reason : messageOf(thrown)
     const phase = stay ? 'frozen' : 'running'
-    this.record.save(begun, { phase, image: null, sleepReason: null, failureMessage: message })
+    const goesOn = { phase, image: null, sleepReason: null, failureMessage: message } as const
+    this.record.save(begun, goesOn, undefined, { failed: true })
     this.record.say(`checkpoint failed: ${message}`)
     if (isNoSpace(thrown)) return noSpace(message, thrown)
     return new OrbError('checkpoint_failed', `${message}; the agent runs on`, {}, { cause: thrown })
@@ -207,7 +210,8 @@ export class AgentTree {
     const restored = await runtime.checkpoints.restore(this.computer, image, !this.ownImage, held).catch((thrown) => {
       metrics.inc('orb_checkpoint_failures_total', { op: 'restore' })
       const message = thrown instanceof CriuError ? thrown.reason : messageOf(thrown)
-      this.record.save(begun, { phase: 'failed', pid: null, failureReason: 'restore_failed', failureMessage: message })
+      const failed = { phase: 'failed', pid: null, failureReason: 'restore_failed', failureMessage: message } as const
+      this.record.save(begun, failed, undefined, { failed: true })
       this.record.say(`restore failed: ${message}; the checkpoint is kept`)
       this.images.syncLater(image)
       const told = `${message}; the checkpoint is kept and promote tries it again`
@@ -225,7 +229,7 @@ export class AgentTree {
       llmOutstanding: false,
       lastWakeMs,
     }
-    this.record.save(begun, awake, 'crash')
+    this.record.save(begun, awake, 'crash', { restoreMs: lastWakeMs })
     this.watch()
     this.owner.awoke()
     this.record.say(`restored (${reason}) in ${lastWakeMs} ms`)
@@ -247,8 +251,8 @@ export class AgentTree {
     this.ownImage = false
   }
 
-  /** Writes the end of a tree down that is gone by itself, if it was the agent. */
-  async end(row: AgentRow): Promise<void> {
+  /** Writes the end of a tree down that is gone by itself. @param at when that was, where it is not now, in ms since the epoch */
+  async end(row: AgentRow, at?: number): Promise<void> {
     const { runtime } = this.deps
     const exit = runtime.readExit(this.computer)
     const exitCode = isExitOf(row, exit) ? exit.code : EXIT_KILLED
@@ -259,7 +263,8 @@ export class AgentTree {
     // Where the clock was set back, its last lines are older than its start.
     const since = isExitOf(row, exit) && exit.at < startedAt ? 0 : startedAt
     const tail = await stderrTail(this.record.logSource, since)
-    this.record.step(row, { phase: 'failed', pid: null, image: null, exitCode, failureReason, stderrTail: tail })
+    const ended = { phase: 'failed', pid: null, image: null, exitCode, failureReason, stderrTail: tail } as const
+    this.record.step(row, ended, undefined, { at })
     this.record.say(oom ? `killed: out of memory (exit code ${exitCode})` : `exited with code ${exitCode}`)
   }
 
