@@ -54,6 +54,8 @@ test('every route is there with its methods', () => {
     '/v1/computers/{id}/logs': 'get',
     '/v1/computers/{id}/files': 'get',
     '/v1/computers/{id}/files/{path}': 'get put',
+    '/v1/computers/{id}/stats': 'get',
+    '/v1/usage': 'get',
     '/health': 'get',
     '/metrics': 'get',
     '/openapi.json': 'get',

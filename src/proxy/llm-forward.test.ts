@@ -274,6 +274,7 @@ describe('connections', () => {
     await client.has('echo: hi')
     expect(await proxy.agent.outcome()).toBe('delivered')
     expect(proxy.agent.calls[0]?.log).toEqual(['delivered'])
+    expect(proxy.agent.ownCalls).toBe(1)
   })
 
   test('stop gives an open call its grace and takes no more', async () => {

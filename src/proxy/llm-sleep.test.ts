@@ -330,6 +330,7 @@ describe('broken connections', () => {
     const text = await retry.has('\r\n0\r\n\r\n')
     expect(text).toContain('\r\nX-Orb-Replay: 1\r\n')
     expect(await proxy.agent.outcome(1)).toBe('replayed')
+    expect(proxy.agent.ownCalls).toBe(1)
     expect(server.connections.length).toBe(1)
   })
 
@@ -356,6 +357,7 @@ describe('broken connections', () => {
     const up = await nextUpstream(server, 1)
     up.write(`${HEAD}hello again`)
     expect(await retry.has('again')).not.toContain('X-Orb-Replay')
+    expect(proxy.agent.ownCalls).toBe(2)
     expect(await proxy.agent.outcome(1)).toBe('delivered')
     expect(up.received).toEndWith(other.split('\r\n\r\n')[1] ?? '')
   })
