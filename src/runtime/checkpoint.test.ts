@@ -460,10 +460,13 @@ describe('an orb that is killed in the middle of a dump', () => {
     const next = await Runtime.start(orb.options, [{ spec: computer, image: IMAGE }])
     try {
       expect(await next.checkpoints.settle(computer, IMAGE, false)).toEqual({ imageComplete: true, restored: false })
+      expect(next.checkpoints.times(computer, IMAGE)).toEqual({ dumpedAt: expect.any(Number), restoredAt: undefined })
       expect([next.agentAlive(computer), await locked()]).toEqual([false, true])
       await next.checkpoints.restore(computer, IMAGE, false, allHeld)
       expect(await answer()).toMatchObject({ told: 'while nobody is there', count: 2, memory: true })
       expect(await next.checkpoints.settle(computer, IMAGE, false)).toEqual({ imageComplete: true, restored: true })
+      const { dumpedAt = 0, restoredAt = 0 } = next.checkpoints.times(computer, IMAGE)
+      expect([dumpedAt > 0, restoredAt > dumpedAt, restoredAt <= Date.now()]).toEqual([true, true, true])
       expect(await next.checkpoints.drained(computer)).toBe(true)
       expect(peer.closed).toBe(false)
     } finally {

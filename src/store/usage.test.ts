@@ -328,7 +328,9 @@ describe('a clock', () => {
     world.enter('checkpointed', { checkpoint: true })
     world.pass(MINUTE)
     world.offset += DAY
-    world.enter('running', { restoreMs: 1 })
+    // Within a transaction of others, as a deploy has it.
+    world.db.transaction(() => world.enter('starting'))()
+    world.enter('running')
     world.pass(MINUTE)
     expect(world.took()).toMatchObject({ ramMs: 6 * MINUTE, nvmeMs: 3 * MINUTE, existsMs: 9 * MINUTE + 366 * DAY })
   })

@@ -28,6 +28,36 @@ export interface UsageWindow {
   to: number
 }
 
+/** From `at` on the agent is in the state; the rest are sums up to then. */
+interface Mark {
+  at: number
+  state: UsageState
+  ramMs: number
+  nvmeMs: number
+  checkpoints: number
+  restores: number
+  restoreMs: number
+  failures: number
+  activeAt: number | null
+}
+
+interface Place {
+  number: number
+  createdAt: number
+}
+
+const NO_MARK: Mark = {
+  at: 0,
+  state: 'none',
+  ramMs: 0,
+  nvmeMs: 0,
+  checkpoints: 0,
+  restores: 0,
+  restoreMs: 0,
+  failures: 0,
+  activeAt: null,
+}
+
 export type UsageRepository = ReturnType<typeof usageRepository>
 
 /**
@@ -52,31 +82,16 @@ export function usageRepository(
        IFNULL((SELECT MAX(at) FROM usage_marks WHERE computer = number), 0)) WHERE id = $id AND deleted_at IS NULL`,
   )
   const forget = db.query<void, { id: string }>('DELETE FROM usage_computers WHERE id = $id')
-  // One that is not after the last mark takes its place. `wakes` is 0 where a state only goes on.
-  const mark = db.query<
-    void,
-    {
-      id: string
-      at: number
-      state: UsageState
-      checkpoints: number
-      restores: number
-      restoreMs: number
-      failures: number
-      wakes: number
-    }
-  >(
-    `INSERT OR REPLACE INTO usage_marks
-     SELECT number, MAX($at, IFNULL(last.at, created_at)), $state,
-       IFNULL(last.ram_ms + IIF(last.state = 'ram', MAX($at - last.at, 0), 0), 0),
-       IFNULL(last.nvme_ms + IIF(last.state = 'nvme', MAX($at - last.at, 0), 0), 0),
-       IFNULL(last.checkpoints, 0) + $checkpoints, IFNULL(last.restores, 0) + $restores,
-       IFNULL(last.restore_ms, 0) + $restoreMs, IFNULL(last.failures, 0) + $failures,
-       IIF($wakes AND $state = 'ram' AND IFNULL(last.state, 'none') <> 'ram',
-         MAX($at, IFNULL(last.at, created_at)), last.active_at)
-     FROM usage_computers LEFT JOIN usage_marks last
-       ON last.computer = number AND last.at = (SELECT MAX(at) FROM usage_marks WHERE computer = number)
-     WHERE id = $id AND ($checkpoints + $restores + $failures > 0 OR IFNULL(last.state, 'none') <> $state)`,
+  const lastMark = db.query<(Place & Mark) | (Place & { at: null }), { id: string }>(
+    `SELECT number, created_at AS createdAt, at, state, ram_ms AS ramMs, nvme_ms AS nvmeMs, checkpoints, restores,
+       restore_ms AS restoreMs, failures, active_at AS activeAt
+     FROM usage_computers LEFT JOIN usage_marks
+       ON computer = number AND at = (SELECT MAX(at) FROM usage_marks WHERE computer = number)
+     WHERE id = $id`,
+  )
+  const insert = db.query<void, { [field in keyof Mark]: Mark[field] } & { number: number }>(
+    `INSERT OR REPLACE INTO usage_marks VALUES
+       ($number, $at, $state, $ramMs, $nvmeMs, $checkpoints, $restores, $restoreMs, $failures, $activeAt)`,
   )
   const open = db.query<{ id: string; state: UsageState }, []>(
     `SELECT id, state FROM usage_computers JOIN usage_marks
@@ -146,17 +161,27 @@ export function usageRepository(
     'SELECT IFNULL(SUM(calls), 0) AS calls FROM usage_llm_calls WHERE computer_id = $computerId AND hour >= $hour',
   )
 
-  const put = (id: string, state: UsageState, event: UsageEvent, at: number, wakes: boolean): void =>
-    void mark.run({
-      id,
-      at: Math.floor(at),
+  /** One that does not come after the last mark takes its place. @param wakes false where a state only goes on */
+  function put(id: string, state: UsageState, event: UsageEvent, at: number, wakes: boolean): void {
+    const last = lastMark.get({ id })
+    if (!last) return
+    const before = last.at === null ? { ...NO_MARK, at: last.createdAt } : last
+    const isEvent = event.checkpoint || event.failed || event.restoreMs !== undefined
+    if (before.state === state && !isEvent) return
+    const now = Math.max(Math.floor(at), before.at)
+    insert.run({
+      number: last.number,
+      at: now,
       state,
-      checkpoints: Number(event.checkpoint ?? false),
-      restores: Number(event.restoreMs !== undefined),
-      restoreMs: event.restoreMs ?? 0,
-      failures: Number(event.failed ?? false),
-      wakes: Number(wakes),
+      ramMs: before.ramMs + (before.state === 'ram' ? now - before.at : 0),
+      nvmeMs: before.nvmeMs + (before.state === 'nvme' ? now - before.at : 0),
+      checkpoints: before.checkpoints + Number(event.checkpoint ?? false),
+      restores: before.restores + Number(event.restoreMs !== undefined),
+      restoreMs: before.restoreMs + (event.restoreMs ?? 0),
+      failures: before.failures + Number(event.failed ?? false),
+      activeAt: wakes && state === 'ram' && before.state !== 'ram' ? now : before.activeAt,
     })
+  }
 
   /** The clock went from one time to another, and nobody knows what it left out. */
   const leaveOut = db.transaction((from: number, to: number): void => {

@@ -28,7 +28,7 @@ let llm: LlmServer
 
 beforeAll(async () => {
   llm = startLlmServer({ answerWhen: gates.answerWhen })
-  orb = await startOrb({ env: { ORB_RATE_RUNTIME: '7200', ORB_RATE_DISK: '0' } })
+  orb = await startOrb({ env: { ORB_RATE_RUNTIME: '1000', ORB_RATE_DISK: '0' } })
 })
 afterEach(() => gates.openAll())
 afterAll(async () => {
@@ -117,8 +117,8 @@ describe('a computer', () => {
     expect(after.avg_restore_ms).toBeGreaterThan(0)
     expect(after.sleep_secs).toBeGreaterThanOrEqual(asleep.sleep_secs)
     expect(after.sleep_pct + after.active_pct).toBeLessThanOrEqual(100.01)
-    // At 7200 $ an hour and no price of the disk.
-    expect(after.est_cost_usd).toBeCloseTo(after.runtime_gb_hours * 7200, 1)
+    // At 1000 $ a GB-hour and no price of the disk.
+    expect(after.est_cost_usd).toBeCloseTo(after.runtime_gb_hours * 1000, 2)
     expect(states(computer)).toBe('ram nvme ram')
     expect(await usageOf(`?computer=${computer.shortId}`)).toMatchObject({
       computer_id: computer.id,

@@ -1,4 +1,5 @@
 /** One agent of a faulty orb, and what must hold of it after a fault. */
+import { Database } from 'bun:sqlite'
 import { expect } from 'bun:test'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -16,6 +17,9 @@ const ANSWER_AFTER_MS = 450
 const ANSWER_TIME_MS = 1500
 /** A client library that meets an orb being started again tries for longer than that takes. */
 const RETRIES = 8
+
+/** What an agent takes of the server in each state. */
+const TAKES = { running: 'ram', frozen: 'ram', checkpointed: 'nvme', failed: 'none' }
 
 export class Scene {
   private round = 0
@@ -55,6 +59,7 @@ export class Scene {
     const view = await this.computer.agent()
     expect(states).toContain(view?.state ?? 'none')
     expect(programs(this.computer)).toHaveLength(view?.state === 'running' ? 1 : 0)
+    expect(this.accountedState()).toBe(TAKES[view?.state ?? 'failed'])
     expect((await this.promote()).status).toBe(200)
     expect(await this.computer.state()).toEqual({ life: this.life, count: ++this.count })
     expect(programs(this.computer)).toHaveLength(1)
@@ -93,6 +98,19 @@ export class Scene {
 
   private get question(): string {
     return `question ${this.round}`
+  }
+
+  /** What by the account of its usage the agent takes now. */
+  private accountedState(): string | undefined {
+    const db = new Database(join(this.faulty.orb.dataDir, 'orb.db'), { readonly: true })
+    try {
+      const marks = db.query<{ state: string }, [string]>(
+        'SELECT state FROM usage_marks JOIN usage_computers ON number = computer WHERE id = ? ORDER BY at DESC',
+      )
+      return marks.get(this.computer.id)?.state
+    } finally {
+      db.close()
+    }
   }
 
   /** What the agent printed about the question. */
