@@ -207,6 +207,26 @@ export function fakeServices(calls: FakeCall[], followed: { aborted: boolean }):
         return { stdout: '', stderr: '', exit_code: 0, timed_out: false, truncated: false, duration_ms: 1 }
       },
     },
+    cron: {
+      list(_, id) {
+        known(id)
+        return { jobs: [], error: 'cron.json is not valid JSON' }
+      },
+      runs(_, id, query) {
+        known(id)
+        note('runs', query)
+        return { runs: [] }
+      },
+      async trigger(_, id, name) {
+        known(id)
+        note('trigger', name)
+        if (name === 'missing') throw new OrbError('job_not_found', 'no such job')
+        const status = name === 'broken' ? 'error' : 'success'
+        const output = status === 'error' ? null : ''
+        const [exit_code, duration_ms] = status === 'error' ? [null, null] : [0, 1]
+        return { run_id: 'run_1', status, exit_code, stdout: output, stderr: output, duration_ms, timed_out: false }
+      },
+    },
     logs: {
       async read(_, id, query) {
         known(id)

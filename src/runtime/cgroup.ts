@@ -15,7 +15,7 @@ import { HOST_ENVIRONMENT, run } from './command.ts'
 import { errnoCode } from './libc.ts'
 
 /** What a command beside the agent is for. */
-export type Purpose = 'exec' | 'build'
+export type Purpose = 'exec' | 'build' | 'cron'
 
 /** Parts of a computer: its pid 1, its agent's tree, and everything beside the agent, one cgroup a command. */
 export type Leaf = 'init' | 'agent' | `${Purpose}-${string}`
@@ -314,7 +314,7 @@ export class Cgroups {
 
   /** Removes leaves whose last background process has ended; those in `inUse` may not have their first one yet. */
   sweepCommands(name: string, inUse: ReadonlySet<Leaf>): void {
-    for (const leaf of this.commands(name, ['exec', 'build'])) {
+    for (const leaf of this.commands(name, ['exec', 'build', 'cron'])) {
       if (!inUse.has(leaf) && !this.isPopulated(name, leaf)) this.removeLeaf(name, leaf)
     }
   }

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import type { Cgroups, Leaf, Purpose } from './cgroup.ts'
 import { type LauncherFiles, type PrivateMounts, spawnCommand } from './launcher.ts'
-import { Tail } from './output.ts'
+import { Head, type Output, Tail } from './output.ts'
 
 export interface ExecRequest {
   argv: string[]
@@ -9,8 +9,12 @@ export interface ExecRequest {
   cwd: string
   purpose: Purpose
   timeoutMs: number
-  /** Kept of each stream: its last bytes. */
+  /** Kept of each stream. */
   maxBytes: number
+  /** Which part of a longer stream is kept; its end if absent. */
+  keep?: 'start' | 'end'
+  /** By which `killCommand` finds it; unique, of letters and digits. */
+  id?: string
 }
 
 export interface ExecResult {
@@ -28,6 +32,9 @@ const EXIT_TIMEOUT = 124
 /** How long output that is in the pipes already is waited for once the shell has ended. */
 const DRAIN_MS = 100
 
+/** The cgroup of a command. */
+export const commandLeaf = (purpose: Purpose, id: string): Leaf => `${purpose}-${id}`
+
 /** Commands beside the agents, each in a cgroup of its own, so that it can be killed with all its children. */
 export class Commands {
   /** Their cgroups may not have a process yet, or any more. */
@@ -43,7 +50,7 @@ export class Commands {
    * even if a child it left behind holds its output; after the timeout it is killed with all its children.
    */
   async run(name: string, initPid: number, mounts: PrivateMounts, request: ExecRequest): Promise<ExecResult> {
-    const leaf: Leaf = `${request.purpose}-${randomBytes(6).toString('hex')}`
+    const leaf = commandLeaf(request.purpose, request.id ?? randomBytes(6).toString('hex'))
     this.running.add(leaf)
     try {
       this.cgroups.sweepCommands(name, this.running)
@@ -62,7 +69,7 @@ export class Commands {
     mounts: PrivateMounts,
     request: ExecRequest,
   ): Promise<ExecResult> {
-    const { argv, env, cwd, timeoutMs, maxBytes } = request
+    const { argv, env, cwd, timeoutMs, maxBytes, keep } = request
     const started = performance.now()
     const cgroups = this.cgroups.joinFiles(name, leaf)
     const child = spawnCommand(this.files, { argv, env, cwd, cgroups, initPid, ...mounts })
@@ -71,7 +78,8 @@ export class Commands {
       timedOut = true
       this.cgroups.kill(name, leaf)
     }, timeoutMs)
-    const [stdout, stderr] = [new Tail(maxBytes), new Tail(maxBytes)]
+    const output = (): Output => (keep === 'start' ? new Head(maxBytes) : new Tail(maxBytes))
+    const [stdout, stderr] = [output(), output()]
     const reading = Promise.all([collect(child.stdout, stdout), collect(child.stderr, stderr)])
     const exitCode = await child.exited
     clearTimeout(timer)
@@ -91,6 +99,6 @@ export class Commands {
 }
 
 /** Reads to the end; what comes after `close` is thrown away, so that a writer left behind is not ended by a full pipe. */
-async function collect(stream: ReadableStream<Uint8Array>, tail: Tail): Promise<void> {
-  for await (const chunk of stream) tail.push(chunk)
+async function collect(stream: ReadableStream<Uint8Array>, output: Output): Promise<void> {
+  for await (const chunk of stream) output.push(chunk)
 }

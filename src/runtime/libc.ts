@@ -195,6 +195,8 @@ export interface Stat {
   /** Bytes. */
   size: number
   mtimeMs: number
+  /** When content or attributes last changed, which nobody inside can set. Nanoseconds since the epoch. */
+  ctimeNs: bigint
 }
 
 const AT_SYMLINK_NOFOLLOW = 0x100
@@ -202,6 +204,7 @@ const AT_EMPTY_PATH = 0x1000
 const AT_REMOVEDIR = 0x200
 const STATX_BASIC_STATS = 0x7ff
 const STATX_BYTES = 256
+const NS_PER_S = 1_000_000_000n
 const KIND_MASK = 0o170000
 const PERMISSION_MASK = 0o7777
 const KINDS = new Map<number, Stat['kind']>([
@@ -225,6 +228,7 @@ export function statat(dirFd: number, name: string | Uint8Array): Stat {
     ino: view.getBigUint64(32, true),
     size: Number(view.getBigUint64(40, true)),
     mtimeMs: Number(view.getBigInt64(112, true)) * 1000 + Math.floor(view.getUint32(120, true) / 1e6),
+    ctimeNs: view.getBigInt64(96, true) * NS_PER_S + BigInt(view.getUint32(104, true)),
   }
 }
 

@@ -8,7 +8,7 @@ import { type Base, baseNamed, prepareBase, prepareDevices } from './base.ts'
 import type { RuntimeFiles } from './bundle.ts'
 import { Cgroups, type Purpose } from './cgroup.ts'
 import { type CheckpointHost, Checkpoints } from './checkpoints.ts'
-import { Commands, type ExecRequest, type ExecResult } from './commands.ts'
+import { Commands, commandLeaf, type ExecRequest, type ExecResult } from './commands.ts'
 import { type ComputerSpec, killLeaf, limitsOf, shmBytes, until } from './computer.ts'
 import { Criu } from './criu.ts'
 import type { CriuProcess } from './criu-processes.ts'
@@ -297,7 +297,7 @@ export class Runtime {
   /** Kills the agent and every command beside it; the computer's pid 1 stays. */
   async killAll(spec: ComputerSpec): Promise<void> {
     await this.killAgent(spec)
-    await this.killCommands(spec, ['exec', 'build'])
+    await this.killCommands(spec, ['exec', 'build', 'cron'])
   }
 
   /** Kills commands beside the agent, with what they left in the background. */
@@ -307,6 +307,14 @@ export class Runtime {
       await killLeaf(this.cgroups, name, leaf)
       this.cgroups.removeLeaf(name, leaf)
     }
+  }
+
+  /** Kills one command beside the agent, which was given this id, with all its children. One that has ended is no error. */
+  async killCommand(spec: ComputerSpec, purpose: Purpose, id: string): Promise<void> {
+    const name = objectName(spec.shortId)
+    const leaf = commandLeaf(purpose, id)
+    await killLeaf(this.cgroups, name, leaf)
+    this.cgroups.removeLeaf(name, leaf)
   }
 
   /** Stops the agent's tree in place. @throws Error when it does not stop; it then runs on */

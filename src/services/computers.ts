@@ -26,6 +26,8 @@ export interface ComputersDeps {
   builds: { isBuilding(computerId: string): boolean; cancel(computerId: string): Promise<void> }
   /** LLM answers that are kept for a replay. */
   forgetCalls(computerId: string): void
+  /** Its jobs of cron. */
+  forgetJobs(computerId: string): void
 }
 
 /** Length of the short id: the first characters of the id (Orb Cloud contract §1.2). */
@@ -69,6 +71,7 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
       .catch((error) => log('warn', 'a deleted computer is not marked', { id: computer.id, error }))
     store.computers.remove(computer.id)
     deps.configs.forget(computer.id)
+    deps.forgetJobs(computer.id)
     // The row goes before the files: files without a row, after a crash or a failure here, are cleared away later.
     await runtime
       .erase(computer)

@@ -8,9 +8,11 @@ import { dataPaths } from '../runtime/paths.ts'
 import { Runtime } from '../runtime/runtime.ts'
 import { disableSwap } from '../runtime/swap.ts'
 import { openStore } from '../store/store.ts'
+import type { ComputerRow } from '../store/types.ts'
 import { AGENT_PORT } from './agents/machine.ts'
 import { BootNotes } from './boot.ts'
 import { networkOf } from './computers.ts'
+import { Crontabs, lookAtCronFile } from './cron/crontabs.ts'
 
 const DOWN_AT_ONCE = 8
 
@@ -45,9 +47,13 @@ export async function takeDown(settings: Settings): Promise<number | null> {
     )
     const computers = store.computers.all()
     const left = [...computers]
+    const look = (computer: ComputerRow, last: string | null) => lookAtCronFile(runtime.paths(computer).rootfs, last)
+    // Its jobs count on, though its disk will not be mounted.
+    const crontabs = new Crontabs({ store, look }, Date.now())
     const worker = async () => {
       for (let computer = left.pop(); computer; computer = left.pop()) {
         const alive = runtime.agentAlive(computer)
+        crontabs.look(computer, Date.now())
         await runtime.down(computer)
         if (alive) store.usage.ended(computer.id)
         const image = store.agents.get(computer.id)?.image

@@ -56,6 +56,15 @@ export const agentEnvironment = (facts: EnvironmentFacts, user: Environment): En
   }),
 })
 
+/** `[agent.env]` for what runs beside the agent: a placeholder without a secret is empty there, no reason to fail. */
+export const filledEnvironment = (config: OrbConfig, stored: Readonly<Record<string, string>>): Environment =>
+  Object.fromEntries(
+    Object.entries(config.agent.env).map(([name, value]) => [
+      name,
+      'secret' in value ? (stored[value.secret] ?? '') : value.literal,
+    ]),
+  )
+
 export interface ResolvedSecrets {
   /** `[agent.env]` with every placeholder filled. */
   env: Environment

@@ -33,7 +33,8 @@ import { readView } from './builds/record.ts'
 import { openCallJournal } from './calls/journal.ts'
 import { createComputers, networkOf } from './computers.ts'
 import { createConfigs } from './configs.ts'
-import { agentEnvironment, type EnvironmentFacts, resolveSecrets } from './environment.ts'
+import { createCron } from './cron/service.ts'
+import { agentEnvironment, type EnvironmentFacts, filledEnvironment, resolveSecrets } from './environment.ts'
 import { createExec } from './exec.ts'
 import { createFiles } from './files.ts'
 import type { PublicDirectory } from './front.ts'
@@ -179,6 +180,20 @@ export async function startServices(settings: Settings): Promise<RunningServices
     codeVersion: (computerId) => codeVersion(store, computerId),
   })
   const accounts = createAccounts({ store, jwtSecret: vault.jwtSecret, registration: settings.registration })
+  const cron = createCron({
+    store,
+    runtime,
+    metrics,
+    findComputer,
+    computers: () => registry.all().map(({ computer }) => computer),
+    exists: (computerId) => !deleting.has(computerId) && store.computers.get(computerId) !== null,
+    isBuilding: builds.isBuilding,
+    environment(computer, more) {
+      const config = configs.current(computer)
+      const user = config ? filledEnvironment(config, secrets.all(computer.id)) : {}
+      return agentEnvironment(factsOf(computer), { ...user, ...more })
+    },
+  })
   const services: Services = {
     accounts,
     computers: createComputers({
@@ -191,6 +206,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       deleting,
       builds,
       forgetCalls: (computerId) => proxy.forget(computerId),
+      forgetJobs: (computerId) => cron.forget(computerId),
     }),
     configs: createConfigs({
       configs: {
@@ -218,6 +234,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     files: createFiles(runtime, findComputer),
     github: createGitHub({ settings, store, accounts, builds, findComputer, version: VERSION }),
     usage: createUsage({ settings, usage: store.usage, findComputer }),
+    cron,
     system: createSystem({
       store,
       dataDir: settings.dataDir,
@@ -243,6 +260,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     cpuPercent: settings.idleCpuPercent,
     usualWindowMs: settings.idleTimeoutMs || Number.POSITIVE_INFINITY,
   })
+  await cron.start()
   const janitor = new Janitor({ runtime, store, registry })
 
   const rules = setInterval(() => {
@@ -258,7 +276,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       clearInterval(rules)
       stopIdleSleep()
       for (const life of registry.all()) life.ladder.stop()
-      await Promise.all([proxy.stop(graceMs), others])
+      await Promise.all([proxy.stop(graceMs), cron.stop(graceMs), others])
       await dns.stop()
       await janitor.stop()
       const stopSeen = await seen

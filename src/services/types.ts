@@ -1,4 +1,4 @@
-import type { AgentState, FailureReason, KeyRole, SleepReason } from '../store/types.ts'
+import type { AgentState, CronRunStatus, FailureReason, KeyRole, SleepReason } from '../store/types.ts'
 
 /** Who is calling: every service function that touches an organisation's objects takes one. */
 export interface Principal {
@@ -184,6 +184,57 @@ export interface ExecView {
   duration_ms: number
 }
 
+/** A job of cron.json as it counts (Orb Cloud contract §15.1). */
+export interface CronJob {
+  name: string
+  schedule: string
+  command: string
+  env: Record<string, string>
+  /** Absolute; null: /agent/code. */
+  working_dir: string | null
+  timeout_secs: number
+  enabled: boolean
+  skip_if_running: boolean
+}
+
+/** Orb Cloud contract §15.3. */
+export interface CronJobView extends CronJob {
+  /** Null if disabled. */
+  next_fire_at: string | null
+  last_fired_at: string | null
+}
+
+export interface CronJobsView {
+  jobs: CronJobView[]
+  /** What is wrong with cron.json, or null. */
+  error: string | null
+}
+
+export interface CronRunView {
+  id: string
+  job_id: string
+  job_name: string
+  fired_at: string
+  started_at: string | null
+  finished_at: string | null
+  status: CronRunStatus
+  exit_code: number | null
+  duration_ms: number | null
+  stdout: string | null
+  stderr: string | null
+  error: string | null
+}
+
+export interface CronTriggerView {
+  run_id: string
+  status: 'success' | 'failure' | 'timeout' | 'error'
+  exit_code: number | null
+  stdout: string | null
+  stderr: string | null
+  duration_ms: number | null
+  timed_out: boolean
+}
+
 /** Orb Cloud contract §9. */
 export type LogStream = 'stdout' | 'stderr' | 'orb'
 
@@ -346,6 +397,13 @@ export interface Services {
   }
   exec: {
     run(who: Principal, id: string, input: ExecInput): Promise<ExecView>
+  }
+  cron: {
+    list(who: Principal, id: string): CronJobsView
+    /** Newest first. @param job of this name only */
+    runs(who: Principal, id: string, query: { job?: string; limit: number }): { runs: CronRunView[] }
+    /** Runs a job now and waits for its end. Throws `job_not_found`; a run that could not begin is an answer. */
+    trigger(who: Principal, id: string, name: string): Promise<CronTriggerView>
   }
   logs: {
     read(who: Principal, id: string, query: LogQuery): Promise<LogsView>

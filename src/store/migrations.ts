@@ -118,6 +118,8 @@ export const MIGRATIONS: readonly string[] = [
     branch TEXT NOT NULL,
     made_key_id TEXT REFERENCES keys (id) ON DELETE SET NULL
   ) STRICT;
+  `,
+  `
   CREATE TABLE usage_computers (
     number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -163,6 +165,38 @@ export const MIGRATIONS: readonly string[] = [
       IIF(phase IN ('checkpointed', 'restoring'), 'nvme', 'ram'), 0, 0, 0, 0, 0, 0, NULL
     FROM usage_computers JOIN agents ON computer_id = id
     WHERE phase IN ('running', 'frozen', 'checkpointing', 'checkpointed', 'restoring');
+  `,
+  `
+  CREATE TABLE cron_errors (
+    computer_id TEXT PRIMARY KEY REFERENCES computers (id) ON DELETE CASCADE,
+    error TEXT NOT NULL
+  ) STRICT;
+
+  CREATE TABLE cron_jobs (
+    computer_id TEXT NOT NULL REFERENCES computers (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    spec TEXT NOT NULL,
+    last_fired_at INTEGER,
+    PRIMARY KEY (computer_id, name)
+  ) STRICT;
+
+  CREATE TABLE cron_runs (
+    id TEXT PRIMARY KEY,
+    computer_id TEXT NOT NULL REFERENCES computers (id) ON DELETE CASCADE,
+    job_name TEXT NOT NULL,
+    fired_at INTEGER NOT NULL,
+    started_at INTEGER,
+    finished_at INTEGER,
+    status TEXT NOT NULL,
+    exit_code INTEGER,
+    duration_ms INTEGER,
+    error TEXT,
+    stdout TEXT,
+    stderr TEXT
+  ) STRICT;
+  CREATE INDEX cron_runs_by_computer ON cron_runs (computer_id, fired_at);
+  CREATE INDEX cron_runs_unfinished ON cron_runs (computer_id) WHERE finished_at IS NULL;
   `,
 ]
 

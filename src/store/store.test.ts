@@ -3,9 +3,10 @@ import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { RUNS_KEPT } from './cron.ts'
 import { migrate } from './migrations.ts'
 import { openStore, type Store } from './store.ts'
-import type { AgentRow, BuildRow, ComputerRow, KeyRow, LlmCallRow } from './types.ts'
+import type { AgentRow, BuildRow, ComputerRow, CronRunRow, KeyRow, LlmCallRow } from './types.ts'
 
 let dir: string
 let store: Store
@@ -385,5 +386,84 @@ describe('LLM calls', () => {
     store.computers.remove('aaaaaaaa-1')
     expect(store.llmCalls.all().map(({ id }) => id)).toEqual([2])
     expect(() => store.llmCalls.insert(call(3))).toThrow()
+  })
+})
+
+describe('cron', () => {
+  const run = (n: number, more: Partial<CronRunRow> = {}): CronRunRow => ({
+    id: `run_${n}`,
+    computerId: 'aaaaaaaa-1',
+    jobName: 'a',
+    firedAt: n,
+    startedAt: n,
+    finishedAt: n,
+    status: 'success',
+    exitCode: 0,
+    durationMs: 1,
+    stdout: null,
+    stderr: null,
+    error: null,
+    ...more,
+  })
+  const jobs = (...names: string[]) => names.map((name) => ({ name, spec: `{"name":"${name}"}` }))
+
+  beforeEach(() => {
+    store.computers.insert(computer('aaaaaaaa-1'))
+    store.computers.insert(computer('bbbbbbbb-1'))
+  })
+
+  test('jobs are replaced, in the order of the file, and those that stay have their last run', () => {
+    store.cron.put('aaaaaaaa-1', { jobs: jobs('a', 'b'), error: null })
+    store.cron.put('bbbbbbbb-1', { jobs: jobs('a'), error: 'jobs[1] is bad' })
+    store.cron.add([run(5), run(3), run(9, { jobName: 'b' })])
+    const after = store.cron.put('aaaaaaaa-1', { jobs: jobs('c', 'a'), error: 'x' })
+    expect(after.map(({ name, lastFiredAt }) => [name, lastFiredAt])).toEqual([
+      ['c', null],
+      ['a', 5],
+    ])
+    expect(store.cron.jobs().map(({ computerId, name }) => `${computerId} ${name}`)).toEqual([
+      'aaaaaaaa-1 c',
+      'aaaaaaaa-1 a',
+      'bbbbbbbb-1 a',
+    ])
+    store.cron.put('aaaaaaaa-1', { jobs: [], error: null })
+    expect(store.cron.errors()).toEqual([{ computerId: 'bbbbbbbb-1', error: 'jobs[1] is bad' }])
+  })
+
+  test('of finished runs the last 1000 of a computer are kept, unfinished ones all', () => {
+    store.cron.add([run(1, { finishedAt: null, status: 'running' }), run(2)])
+    store.cron.add([run(0, { id: 'other', computerId: 'bbbbbbbb-1' })])
+    store.cron.add(Array.from({ length: RUNS_KEPT }, (_, n) => run(n + 3)))
+    const kept = store.cron.runs('aaaaaaaa-1', null, 2 * RUNS_KEPT).map(({ firedAt }) => firedAt)
+    expect(kept).toHaveLength(RUNS_KEPT + 1)
+    expect([kept[0], kept.at(-2), kept.at(-1)]).toEqual([RUNS_KEPT + 2, 3, 1])
+    expect(store.cron.unfinished().map(({ id }) => id)).toEqual(['run_1'])
+    expect(store.cron.runs('bbbbbbbb-1', null, 10)).toHaveLength(1)
+  })
+
+  test('runs are listed newest first, of one job too, and come back as they ended', () => {
+    store.cron.add([run(1), run(2, { jobName: 'b' }), run(3, { finishedAt: null, startedAt: null, status: 'running' })])
+    const ended = run(3, {
+      status: 'failure',
+      exitCode: 1,
+      stdout: 'a\0b \u{1f600}',
+      stderr: 'e',
+      finishedAt: 9,
+      error: 'x',
+    })
+    store.cron.start('run_3', 3)
+    store.cron.finish(ended)
+    expect(store.cron.runs('aaaaaaaa-1', null, 2).map(({ id }) => id)).toEqual(['run_3', 'run_2'])
+    expect(store.cron.runs('aaaaaaaa-1', 'a', 10)).toEqual([ended, run(1)])
+    expect(store.cron.runs('aaaaaaaa-1', 'c', 10)).toEqual([])
+  })
+
+  test('goes with its computer', () => {
+    store.cron.put('aaaaaaaa-1', { jobs: jobs('a'), error: 'x' })
+    store.cron.add([run(1, { finishedAt: null, status: 'running' })])
+    store.computers.remove('aaaaaaaa-1')
+    expect([store.cron.jobs(), store.cron.errors(), store.cron.unfinished()]).toEqual([[], [], []])
+    store.cron.finish(run(1))
+    expect(store.cron.runs('aaaaaaaa-1', null, 1)).toEqual([])
   })
 })

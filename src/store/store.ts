@@ -4,6 +4,7 @@ import { type BuildRepository, buildRepository } from './builds.ts'
 import { type ComputerRepository, computerRepository, type PortRepository, portRepository } from './computers.ts'
 import { type ConfigRepository, configRepository, type SecretRepository, secretRepository } from './configs.ts'
 import { type GitHubDeployRepository, gitHubDeployRepository } from './github-deploys.ts'
+import { type CronRepository, cronRepository } from './cron.ts'
 import { type LlmCallRepository, llmCallRepository } from './llm-calls.ts'
 import { migrate } from './migrations.ts'
 import { type KeyRepository, keyRepository, type OrgRepository, orgRepository } from './orgs.ts'
@@ -12,7 +13,10 @@ import { type UsageRepository, usageRepository } from './usage.ts'
 /** How long a statement waits for another process (`orb keys create` beside `orb serve`) before it fails. */
 const BUSY_TIMEOUT_MS = 10_000
 
-/** The database. Every write is on disk when the call returns, but for an update that asks for less, for `llmCalls` and for `usage.countCall`. */
+/**
+ * The database. Every write is on disk when the call returns, but for an update that asks for less, `llmCalls`,
+ * `usage.countCall` and the end of a cron run.
+ */
 export interface Store {
   orgs: OrgRepository
   keys: KeyRepository
@@ -25,6 +29,7 @@ export interface Store {
   githubDeploys: GitHubDeployRepository
   llmCalls: LlmCallRepository
   usage: UsageRepository
+  cron: CronRepository
   /** Runs `work`, which must not be async, whole or not at all. */
   transaction<T>(work: () => T): T
   /** Throws when the database cannot be written. */
@@ -64,6 +69,7 @@ export function openStore(path: string): Store {
     agents: agentRepository(db, usage),
     llmCalls: llmCallRepository(db, quick),
     usage,
+    cron: cronRepository(db, quick),
     transaction: (work) => db.transaction(work).immediate(),
     probe() {
       db.transaction(() => {

@@ -188,3 +188,33 @@ export interface UsageRow {
   restoreMs: number
   failures: number
 }
+
+export type CronRunStatus = 'success' | 'failure' | 'timeout' | 'skipped' | 'error' | 'running'
+
+/** A job of a computer's cron.json as it was when that could last be read. */
+export interface CronJobRow {
+  computerId: string
+  name: string
+  /** JSON of the CronJob. */
+  spec: string
+  /** Planned time of its last run; a trigger counts, too. */
+  lastFiredAt: number | null
+}
+
+/** A run of a job, which need not be there any more. */
+export interface CronRunRow {
+  id: string
+  computerId: string
+  jobName: string
+  /** Planned time. */
+  firedAt: number
+  /** Null: it waits for its turn, or never got it. */
+  startedAt: number | null
+  finishedAt: number | null
+  status: CronRunStatus
+  exitCode: number | null
+  durationMs: number | null
+  stdout: string | null
+  stderr: string | null
+  error: string | null
+}

@@ -6,6 +6,7 @@ import { authRoutes } from './auth.ts'
 import { buildRoutes } from './builds.ts'
 import { computerRoutes } from './computers.ts'
 import { configRoutes } from './config.ts'
+import { cronRoutes } from './cron.ts'
 import { execRoutes } from './exec.ts'
 import { fileRoutes } from './files.ts'
 import { githubRoutes } from './github.ts'
@@ -26,4 +27,5 @@ export const cloudRoutes = (services: Services, settings: Settings): Route[] => 
   ...fileRoutes(services),
   ...githubRoutes(services),
   ...usageRoutes(services),
+  ...cronRoutes(services),
 ]

@@ -7,6 +7,9 @@ import type {
   ComputerView,
   ConfigUploadView,
   ConfigView,
+  CronJobsView,
+  CronRunView,
+  CronTriggerView,
   DemoteView,
   DeployView,
   DirectoryView,
@@ -233,6 +236,58 @@ export const executed = z.object({
   duration_ms: count,
 })
 same<z.infer<typeof executed>, ExecView>(true)
+
+export const cronJobs = z.object({
+  jobs: z.array(
+    z
+      .object({
+        name: z.string(),
+        schedule: z.string().meta({ example: '17 * * * *' }),
+        command: z.string(),
+        env: z.record(z.string(), z.string()),
+        working_dir: z.string().nullable(),
+        timeout_secs: count,
+        enabled: z.boolean(),
+        skip_if_running: z.boolean(),
+        next_fire_at: time.nullable(),
+        last_fired_at: time.nullable(),
+      })
+      .meta({ id: 'CronJob' }),
+  ),
+  error: z.string().nullable().meta({ description: 'What is wrong with cron.json' }),
+})
+same<z.infer<typeof cronJobs>, CronJobsView>(true)
+
+export const cronRun = z
+  .object({
+    id: z.string(),
+    job_id: z.string(),
+    job_name: z.string(),
+    fired_at: time.meta({ description: 'The planned time' }),
+    started_at: time.nullable(),
+    finished_at: time.nullable(),
+    status: z.enum(['success', 'failure', 'timeout', 'skipped', 'error', 'running']),
+    exit_code: z.int().nullable(),
+    duration_ms: count.nullable(),
+    stdout: z.string().nullable().meta({ description: 'Its first 16,384 bytes; null if empty' }),
+    stderr: z.string().nullable(),
+    error: z.string().nullable(),
+  })
+  .meta({ id: 'CronRun' })
+same<z.infer<typeof cronRun>, CronRunView>(true)
+
+export const cronRuns = z.object({ runs: z.array(cronRun) })
+
+export const cronTriggered = z.object({
+  run_id: z.string(),
+  status: z.enum(['success', 'failure', 'timeout', 'error']),
+  exit_code: z.int().nullable(),
+  stdout: z.string().nullable(),
+  stderr: z.string().nullable(),
+  duration_ms: count.nullable(),
+  timed_out: z.boolean(),
+})
+same<z.infer<typeof cronTriggered>, CronTriggerView>(true)
 
 export const logs = z.object({
   computer_id: uuid,

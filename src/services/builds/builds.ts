@@ -1,4 +1,3 @@
-import { randomInt } from 'node:crypto'
 import type { AllowEntry } from '../../addresses.ts'
 import type { Settings } from '../../config.ts'
 import { OrbError } from '../../errors.ts'
@@ -6,6 +5,7 @@ import type { Runtime } from '../../runtime/runtime.ts'
 import type { Store } from '../../store/store.ts'
 import type { BuildRow, ComputerRow } from '../../store/types.ts'
 import { buildEnvironment, type EnvironmentFacts } from '../environment.ts'
+import { newId } from '../ids.ts'
 import { buildFingerprint, fromJson, type OrbConfig } from '../orb-toml.ts'
 import type { Secrets } from '../secrets.ts'
 import type { BuildInput, BuildView, Principal, Services } from '../types.ts'
@@ -75,8 +75,6 @@ interface Submitted {
 
 /** Joins those that take the stored configuration as it is when they begin. */
 const STORED = 'stored'
-const ID_ALPHABET = 'abcdefghijklmnopqrstuvwxyz0123456789'
-const ID_LENGTH = 16
 /** Digits of a commit that are shown as version of the code. */
 const SHORT_COMMIT = 7
 const KILL_AGAIN_MS = 100
@@ -103,7 +101,7 @@ export function createBuilds(deps: BuildsDeps): Builds {
       waiting.job.redeploy ||= input.redeploy ?? false
       return { id: waiting.job.row.id, done: waiting.done }
     }
-    const id = newBuildId()
+    const id = newId('build')
     const view = emptyView(computer.id, id)
     const row: BuildRow = {
       id,
@@ -276,6 +274,3 @@ function outcomeOf(thrown: unknown): { error: string; message: string } | null {
 class RedeployError extends Error {
   override name = 'RedeployError'
 }
-
-const newBuildId = (): string =>
-  `build_${Array.from({ length: ID_LENGTH }, () => ID_ALPHABET[randomInt(ID_ALPHABET.length)]).join('')}`
