@@ -59,8 +59,6 @@ export function startApi(deps: ServerDeps): RunningApi {
   }
   const options = {
     development: false,
-    // Each request has its own limit. One without a body, on a Unix socket, would be cut after this one all the same.
-    idleTimeout: 0,
     // Bodies are limited where they are read: 4 MiB of JSON, 200 MB of a file.
     maxRequestBodySize: Number.MAX_SAFE_INTEGER,
     fetch: (request: Request, server: Server<undefined>) => answer(request, server, false),

@@ -1,3 +1,4 @@
+import { Database } from 'bun:sqlite'
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { symlinkSync } from 'node:fs'
 import { join } from 'node:path'
@@ -85,6 +86,15 @@ describe('cron.json', () => {
       },
       expect.objectContaining({ name: 'b', enabled: false, next_fire_at: null }),
     ])
+  })
+
+  test('is looked at without anybody asking', async () => {
+    const other = await orb.computer()
+    await write(other, job('found', 'true'))
+    const database = new Database(join(orb.dataDir, 'orb.db'), { readonly: true })
+    const known = database.query('SELECT name FROM cron_jobs WHERE computer_id = ?')
+    expect(await until(() => known.get(other.id) !== null, WAIT_MS)).toBe(true)
+    database.close()
   })
 
   test('that is broken leaves the last good jobs', async () => {
@@ -217,6 +227,18 @@ describe('a run', () => {
     expect(await asked).toMatchObject({ status: 'success' })
     expect((await computer.agent())?.state).toBe('checkpointed')
   })
+})
+
+test('a run does not keep an idle agent from sleeping', async () => {
+  const computer = await orb.computer()
+  await computer.deployAgent({ config: { lifecycle: { idle_timeout: '2s' } } })
+  await write(computer, job('busy', GATED, { timeout_secs: 200 }))
+  const busy = run(computer, 'busy')
+  await waitForFile(computer, 'agent/data/begun')
+  expect((await computer.waitForState('checkpointed')).sleep_reason).toBe('idle')
+  await computer.put('agent/data/go', '')
+  expect(await busy).toMatchObject({ status: 'success' })
+  expect((await computer.agent())?.state).toBe('checkpointed')
 })
 
 test('at its minute a job runs beside a sleeping agent; not while it still runs, nor when disabled', async () => {
