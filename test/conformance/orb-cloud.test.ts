@@ -130,14 +130,14 @@ LOG_LEVEL = "info"
 GITHUB_TOKEN = "\${GITHUB_TOKEN}"
 
 [source]
-git = "GIT"
+git = "<git>"
 branch = "main"
 
 [build]
 steps = ["echo one", "echo two >&2"]
 
 [llm]
-base_url = "LLM"
+base_url = "<llm>"
 
 [ports]
 expose = [8000]
@@ -206,8 +206,8 @@ describe('from a repository to an agent', () => {
   test('the configuration is uploaded as TOML and shown', async () => {
     await git.create('code')
     await git.commit('code', { 'main.mjs': PROGRAM })
-    const toml = CONFIG.replace('GIT', `http://${HOST}:${git.port}/code.git`).replace(
-      'LLM',
+    const toml = CONFIG.replace('<git>', `http://${HOST}:${git.port}/code.git`).replace(
+      '<llm>',
       `http://${HOST}:${llm.port}`,
     )
     const answer = await orb.call('POST', `${C}/config`, toml, { 'content-type': 'application/toml' })
