@@ -1,5 +1,5 @@
 /** Header of a message (RFC 1035 §4.1.1): id, flags, four counts, each of two bytes. */
-const HEADER_BYTES = 12
+export const HEADER_BYTES = 12
 const RESPONSE_BIT = 0x80
 const RECURSION_AVAILABLE_BIT = 0x80
 const RCODE_MASK = 0x0f
@@ -22,11 +22,14 @@ export function answers(query: Uint8Array, reply: Uint8Array): boolean {
 export const isRetryable = (reply: Uint8Array): boolean => [SERVFAIL, REFUSED].includes((reply[3] ?? 0) & RCODE_MASK)
 
 /** The answer of a name server that cannot say: the query's header and question. */
-export function failure(query: Uint8Array): Uint8Array {
+export const failure = (query: Uint8Array): Uint8Array => emptyAnswer(query, SERVFAIL)
+
+/** An answer that has nothing but its code: the query's header and question. */
+export function emptyAnswer(query: Uint8Array, code: number): Uint8Array {
   const asked = question(query)
   const reply = Buffer.concat([query.subarray(0, HEADER_BYTES), asked])
   reply[2] = (reply[2] ?? 0) | RESPONSE_BIT
-  reply[3] = RECURSION_AVAILABLE_BIT | SERVFAIL
+  reply[3] = RECURSION_AVAILABLE_BIT | code
   reply.fill(0, 4)
   reply[5] = asked.length > 0 ? 1 : 0
   reply.set(asked, HEADER_BYTES)
@@ -36,7 +39,7 @@ export function failure(query: Uint8Array): Uint8Array {
 const isResponse = (message: Uint8Array): boolean => ((message[2] ?? 0) & RESPONSE_BIT) !== 0
 
 /** The one question of a message: its name, type and class (RFC 1035 §4.1.2); empty when there is none or it is broken. */
-function question(message: Uint8Array): Uint8Array {
+export function question(message: Uint8Array): Uint8Array {
   if (message[4] !== 0 || message[5] !== 1) return new Uint8Array()
   let at = HEADER_BYTES
   for (let length = message[at]; length; length = message[at]) at += length + 1

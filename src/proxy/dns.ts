@@ -1,4 +1,5 @@
 import { log } from '../log.ts'
+import { blocked, leadsOf, nameAsked } from './dns-filter.ts'
 import { answers, failure, isQuery, isRetryable } from './dns-message.ts'
 import { askTcp, askUdp, type Upstream } from './dns-upstream.ts'
 
@@ -11,6 +12,22 @@ export interface DnsOptions {
   port?: number
   /** Port of the name servers; 53 when absent. */
   upstreamPort?: number
+  /** What a client may ask; null: everything. */
+  filterOf?(client: string): NameFilter | null
+}
+
+/** The names that one client may look up. */
+export interface NameFilter {
+  /** @param name in lower case, without its last dot */
+  allows(name: string): boolean
+  /** Is told where an allowed name leads before the client is. May throw: then the client is not told. */
+  learn(name: string, leads: NameLead[]): void
+}
+
+/** An IPv4 address, as a number, that a name leads to. */
+export interface NameLead {
+  address: number
+  ttlSeconds: number
 }
 
 const DNS_PORT = 53
@@ -50,9 +67,18 @@ export async function startDns(options: DnsOptions): Promise<{ port: number; sto
 
   /** The answer to a query, or null when it is none or too many wait. */
   async function answer(client: string, query: Buffer, ask: Ask): Promise<Uint8Array | null> {
-    if (!isQuery(query) || !outstanding.take(client)) return null
+    if (!isQuery(query)) return null
+    const filter = options.filterOf?.(client) ?? null
+    const name = filter && nameAsked(query)
+    if (filter && (name === null || !filter.allows(name))) return blocked(query)
+    if (!outstanding.take(client)) return null
     try {
-      return await forward(upstreams, query, ask)
+      const reply = await forward(upstreams, query, ask)
+      if (name !== null) learn(options.filterOf?.(client) ?? null, name, reply)
+      return reply
+    } catch (error) {
+      log('warn', 'an address cannot be opened to a computer', { client, error })
+      return failure(query)
     } finally {
       outstanding.release(client)
     }
@@ -110,6 +136,13 @@ export async function startDns(options: DnsOptions): Promise<{ port: number; sto
     tcp.stop(true)
     throw thrown
   }
+}
+
+/** @param filter as it is now: it may have changed since the query came */
+function learn(filter: NameFilter | null, name: string, reply: Uint8Array): void {
+  if (!filter?.allows(name)) return
+  const leads = leadsOf(name, reply)
+  if (leads.length > 0) filter.learn(name, leads)
 }
 
 /** Answers the queries of a connection one after the other. */

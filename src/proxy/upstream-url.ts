@@ -40,6 +40,14 @@ export function upstreamFor(llm: LlmSettings, target: string, headers: Header[])
   }
 }
 
+/** Hosts that `upstreamFor` may choose for these settings, IPv6 addresses without brackets. */
+export function upstreamHosts({ baseUrl, provider }: LlmSettings): string[] {
+  const fixed = provider !== 'multi' && provider !== 'custom' ? [PROVIDER_BASE[provider]] : Object.values(PROVIDER_BASE)
+  return (baseUrl === null ? fixed : [baseUrl]).flatMap(
+    (base) => URL.parse(base)?.hostname.replace(/^\[|\]$/g, '') ?? [],
+  )
+}
+
 function providerOf(provider: LlmSettings['provider'], target: string, headers: Header[]): keyof typeof PROVIDER_BASE {
   if (provider !== 'multi' && provider !== 'custom') return provider
   const path = target.split('?', 1)[0] ?? ''

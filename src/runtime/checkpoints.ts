@@ -92,6 +92,7 @@ export class Checkpoints {
     this.checkRoom(name)
     const connections = this.network.connectionsOf(spec.shortId, this.cgroups.agentId(name))
     this.network.lock(spec.shortId, connections)
+    this.network.outbound.pause(spec.slot)
     try {
       // Page by page criu would take four times as long for what is in swap.
       if (this.cgroups.agentSwap(name) > 0) await Promise.all(this.cgroups.processes(name, 'agent').map(readBack))
@@ -209,6 +210,7 @@ export class Checkpoints {
     const putBack = prepareOpenFiles(this.layers(spec), dir, image)
     try {
       this.network.expectApps(spec.shortId, true)
+      this.network.outbound.resume(spec.slot)
       const { drained } = await this.criu.restore({
         ...this.target(spec, emptyShm),
         shmBytes: shmBytes(spec),
@@ -226,6 +228,7 @@ export class Checkpoints {
       return { durationMs: performance.now() - started }
     } catch (thrown) {
       this.network.expectApps(spec.shortId, false)
+      this.network.outbound.pause(spec.slot)
       // A command inside may have ended the process that sees to the page daemon's end.
       for (const criu of this.running()) if (criu.dir === dir) killProcess(criu.pid)
       await killLeaf(this.cgroups, name, 'agent')

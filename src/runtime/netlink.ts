@@ -22,6 +22,7 @@ const SOL_SOCKET = 1
 const SO_RCVTIMEO = 20
 /** The kernel answers within the call that asks: an answer that is not there after this will not come. */
 const RECEIVE_TIMEOUT_S = 2
+const MSG_DONTWAIT = 0x40
 
 /** One message of a netlink conversation, linux/netlink.h: header, then `body`. */
 function message(type: number, flags: number, sequence: number, body: Uint8Array): Uint8Array {
@@ -105,6 +106,15 @@ export class Netlink {
       }
     }
   }
+
+  /** Throws away what is there to be read. */
+  discardAnswers(): void {
+    try {
+      for (;;) sys(NR.recvfrom, this.fd, this.buffer, this.buffer.length, MSG_DONTWAIT, 0, 0)
+    } catch (thrown) {
+      if (!(thrown instanceof Errno) || thrown.errno !== constants.errno.EAGAIN) throw thrown
+    }
+  }
 }
 
 function ignoringMissing(ask: () => void): void {
@@ -132,14 +142,31 @@ const NFTA_SET_ELEM_LIST_SET = 2
 const NFTA_SET_ELEM_LIST_ELEMENTS = 3
 const NFTA_LIST_ELEM = 1
 const NFTA_SET_ELEM_KEY = 1
+const NFTA_SET_ELEM_TIMEOUT = 4
+const NFTA_SET_ELEM_KEY_END = 10
 const NFTA_DATA_VALUE = 1
 
-/** An attribute's length has 16 bits: room for some 2300 keys. */
-const KEYS_PER_MESSAGE = 1000
+/** An attribute's length has 16 bits: room for some 800 elements of the longest kind. */
+const ELEMENTS_PER_MESSAGE = 700
 
-const parts = (keys: Uint8Array[]): Uint8Array[][] =>
-  Array.from({ length: Math.ceil(keys.length / KEYS_PER_MESSAGE) }, (_, index) =>
-    keys.slice(index * KEYS_PER_MESSAGE, (index + 1) * KEYS_PER_MESSAGE),
+export interface SetElement {
+  key: Uint8Array
+  /** The last key of an interval that begins at `key`, in sets of intervals. */
+  end?: Uint8Array
+  /** After this the kernel removes it; for ever when absent. In sets with time-outs. */
+  timeoutMs?: number
+}
+
+/** One step of a transaction. */
+export interface SetChange {
+  op: 'add' | 'remove'
+  set: string
+  elements: SetElement[]
+}
+
+const parts = <T>(list: T[]): T[][] =>
+  Array.from({ length: Math.ceil(list.length / ELEMENTS_PER_MESSAGE) }, (_, index) =>
+    list.slice(index * ELEMENTS_PER_MESSAGE, (index + 1) * ELEMENTS_PER_MESSAGE),
   )
 
 /** Adds and removes elements of nftables sets in one system call each; `nft` as a process costs some ms every time. */
@@ -150,41 +177,69 @@ export class NftSets {
 
   /** Elements that are there already are no error. */
   add(set: string, keys: Uint8Array[]): void {
-    for (const part of parts(keys)) this.change(NFT_MSG_NEWSETELEM, NLM_F_CREATE, set, part)
+    this.change([{ op: 'add', set, elements: keys.map((key) => ({ key })) }])
   }
 
   /** An element that is not there is no error, but then none of the others is removed either. */
   remove(set: string, keys: Uint8Array[]): void {
-    ignoringMissing(() => {
-      for (const part of parts(keys)) this.change(NFT_MSG_DELSETELEM, 0, set, part)
-    })
+    ignoringMissing(() => this.change([{ op: 'remove', set, elements: keys.map((key) => ({ key })) }]))
+  }
+
+  /**
+   * All changes or none, in their order. An element that is there already is left as it is, its time-out too: to set that
+   * anew, add the element, remove it and add it again. @throws Errno, ENOENT for an element to be removed that is not there
+   */
+  change(changes: SetChange[]): void {
+    const steps = changes.flatMap(({ op, set, elements }) => parts(elements).map((part) => ({ op, set, part })))
+    if (steps.length === 0) return
+    const batch = Uint8Array.of(0, 0, 0, NFNL_SUBSYS_NFTABLES)
+    const messages = [message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, this.netlink.nextSequence(), batch)]
+    let sequence = 0
+    for (const [index, { op, set, part }] of steps.entries()) {
+      sequence = this.netlink.nextSequence()
+      // The last one's word that it is done is that of all.
+      const acknowledge = index === steps.length - 1 ? NLM_F_ACK : 0
+      const flags = NLM_F_REQUEST | acknowledge | (op === 'add' ? NLM_F_CREATE : 0)
+      const type = (NFNL_SUBSYS_NFTABLES << 8) | (op === 'add' ? NFT_MSG_NEWSETELEM : NFT_MSG_DELSETELEM)
+      messages.push(message(type, flags, sequence, this.elements(set, part)))
+    }
+    messages.push(message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, this.netlink.nextSequence(), batch))
+    this.netlink.send(...messages)
+    try {
+      this.netlink.receive(sequence)
+    } catch (thrown) {
+      // Each message that failed has an answer: one left unread would be taken for that of a later transaction.
+      this.netlink.discardAnswers()
+      throw thrown
+    }
   }
 
   close(): void {
     this.netlink.close()
   }
 
-  private change(type: number, flags: number, set: string, keys: Uint8Array[]): void {
-    const begin = this.netlink.nextSequence()
-    const sequence = this.netlink.nextSequence()
-    const end = this.netlink.nextSequence()
-    const batch = Uint8Array.of(0, 0, 0, NFNL_SUBSYS_NFTABLES)
-    const elements = keys.map((key) =>
-      nested(NFTA_LIST_ELEM, nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, key))),
+  private elements(set: string, elements: SetElement[]): Uint8Array {
+    const list = elements.map(({ key, end, timeoutMs }) =>
+      nested(
+        NFTA_LIST_ELEM,
+        nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, key)),
+        ...(end ? [nested(NFTA_SET_ELEM_KEY_END, attribute(NFTA_DATA_VALUE, end))] : []),
+        ...(timeoutMs === undefined ? [] : [attribute(NFTA_SET_ELEM_TIMEOUT, bigEndian64(timeoutMs))]),
+      ),
     )
-    const body = Buffer.concat([
+    return Buffer.concat([
       Uint8Array.of(NFPROTO_INET, 0, 0, 0),
       text(NFTA_SET_ELEM_LIST_TABLE, this.table),
       text(NFTA_SET_ELEM_LIST_SET, set),
-      nested(NFTA_SET_ELEM_LIST_ELEMENTS, ...elements),
+      nested(NFTA_SET_ELEM_LIST_ELEMENTS, ...list),
     ])
-    this.netlink.send(
-      message(NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, begin, batch),
-      message((NFNL_SUBSYS_NFTABLES << 8) | type, NLM_F_REQUEST | NLM_F_ACK | flags, sequence, body),
-      message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, end, batch),
-    )
-    this.netlink.receive(sequence)
   }
+}
+
+function bigEndian64(value: number): Uint8Array {
+  const bytes = new Uint8Array(8)
+  new DataView(bytes.buffer).setBigUint64(0, BigInt(Math.round(value)))
+  return bytes
 }
 
 /* ---- sockets of a computer: linux/inet_diag.h, linux/sock_diag.h ------------------------------------------------- */

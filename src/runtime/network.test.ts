@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import {
   attempt,
   eventually,
+  Internet,
   ip,
   TestClient,
   TestNetwork,
@@ -13,7 +14,8 @@ import {
   tableOf,
   testNetwork,
 } from '../../test/support/network.ts'
-import { dotted, hostNameservers, Network } from './network.ts'
+import { hostNameservers, Network } from './network.ts'
+import { dotted } from './outbound.ts'
 
 setDefaultTimeout(30_000)
 
@@ -140,8 +142,8 @@ describe('a computer reaches', () => {
     await using net = await TestNetwork.start(testNetwork({ proxyPort: server.port }))
     const computer = await net.computer()
     await using internet = await Internet.start()
-    const { error } = await attempt(computer.name, internet.address, internet.port)
-    expect(error).toBeNull()
+    const [address = ''] = internet.addresses
+    expect((await attempt(computer.name, address, internet.port)).error).toBeNull()
     await internet.listener.shows(`from ${internet.uplink}\n`)
     await ip('-n', internet.name, 'route', 'add', `${computer.address}/32`, 'via', internet.uplink)
     await expectRefused(internet.name, computer.address, 1)
@@ -251,37 +253,3 @@ describe('making and removing', () => {
     expect(await Bun.$`nft list tables`.text()).not.toContain(tableOf(gateway))
   })
 })
-
-/** A stand-in for the internet: a namespace with a public address and a server that says who called. */
-class Internet implements AsyncDisposable {
-  readonly address = '203.0.113.5'
-  /** The server's own address on the way there. */
-  readonly uplink = '203.0.113.1'
-  private constructor(
-    readonly name: string,
-    readonly listener: TestClient,
-    readonly port: number,
-  ) {}
-
-  static async start(): Promise<Internet> {
-    const name = `net-${process.pid}`
-    await ip('netns', 'add', name)
-    await ip('link', 'add', name, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', name)
-    await ip('addr', 'add', '203.0.113.1/24', 'dev', name)
-    await ip('link', 'set', name, 'up')
-    await ip('-n', name, 'addr', 'add', '203.0.113.5/24', 'dev', 'eth0')
-    await ip('-n', name, 'link', 'set', 'eth0', 'up')
-    const listen = `const s = Bun.listen({ hostname: '0.0.0.0', port: 0,
-      socket: { data() {}, open(socket) { console.log('from ' + socket.remoteAddress) } } }); console.log('port ' + s.port)`
-    const listener = TestClient.start(name, '/dev/null', [process.execPath, '-e', listen])
-    await eventually(() => /port \d+\n/.test(listener.output), 'a listener')
-    return new Internet(name, listener, Number(/port (\d+)/.exec(listener.output)?.[1]))
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await ip('link', 'delete', this.name)
-    for (const pid of (await ip('netns', 'pids', this.name)).split('\n').filter(Boolean))
-      process.kill(Number(pid), 'SIGKILL')
-    await ip('netns', 'delete', this.name)
-  }
-}

@@ -7,16 +7,9 @@ import { run } from './command.ts'
 import { errnoCode } from './libc.ts'
 import { type Connection, NftSets, type Ports, SocketDiag, sameEndpoint } from './netlink.ts'
 import { networkRules } from './network-rules.ts'
+import { addressBytes, type Cidr, dotted, LEARNT, Outbound } from './outbound.ts'
 import { objectName } from './paths.ts'
 import { reservePorts } from './reserved-ports.ts'
-
-/** An IPv4 network. */
-export interface Cidr {
-  /** The network's address as a number. */
-  base: number
-  /** Length of its prefix in bits. */
-  bits: number
-}
 
 export interface NetworkOptions {
   /** Computers and their gateway are numbered from this. */
@@ -36,11 +29,6 @@ const RESERVED_ADDRESSES = 3
 /** The kernel's default is one for each core at both ends, each of which costs some KB. */
 const ONE_QUEUE = 'numtxqueues 1 numrxqueues 1'
 
-export const dotted = (address: number): string => [24, 16, 8, 0].map((shift) => (address >>> shift) & 0xff).join('.')
-
-const addressBytes = (address: number): Uint8Array =>
-  Uint8Array.of(address >>> 24, (address >>> 16) & 0xff, (address >>> 8) & 0xff, address & 0xff)
-
 export const addressNumber = (text: string): number =>
   text.split('.').reduce((sum, part) => ((sum << 8) | Number(part)) >>> 0, 0)
 
@@ -54,6 +42,8 @@ export const addressNumber = (text: string): number =>
  */
 export class Network {
   readonly gateway: string
+  /** What computers with an outbound list may reach. */
+  readonly outbound: Outbound
   private readonly table: string
   private readonly gatewayNumber: number
   private readonly sets: NftSets
@@ -73,6 +63,7 @@ export class Network {
     this.gateway = dotted(this.gatewayNumber)
     this.table = `orb_${hex(this.gatewayNumber)}`
     this.sets = new NftSets(this.table)
+    this.outbound = new Outbound(this.sets, (slot) => (this.gatewayNumber + slot) >>> 0)
   }
 
   /** Number of computers that the subnet has room for. */
@@ -80,12 +71,38 @@ export class Network {
     return 2 ** (32 - subnet.bits) - RESERVED_ADDRESSES
   }
 
-  /** Sets up addresses and rules; the locks of sleeping agents (by short id) hold from the first moment. */
-  static async start(options: NetworkOptions, locked: Map<string, Connection[]>): Promise<Network> {
+  /**
+   * Sets up addresses and rules; the locks of sleeping agents (by short id) and the limits of computers with an outbound
+   * list (by slot) hold from the first moment.
+   */
+  static async start(
+    options: NetworkOptions,
+    locked: Map<string, Connection[]>,
+    limited: Map<number, Cidr[]> = new Map(),
+  ): Promise<Network> {
     const network = new Network(options, locked)
+    for (const [slot, networks] of limited) network.outbound.restore(slot, networks)
+    if (limited.size > 0) await network.adoptLearnt()
     await network.prepareHost()
-    await run(['nft', '-f', '-'], network.rules([...locked.values()].flat()))
+    await network.makeRules()
     return network
+  }
+
+  /** What names led to is known to the programs of a former orb's computers, and to the kernel. */
+  private async adoptLearnt(): Promise<void> {
+    const listed = await run(['nft', '-j', 'list', 'set', 'inet', this.table, LEARNT]).catch(() => null)
+    if (listed === null) return
+    try {
+      this.outbound.adopt(readLearnt(listed), (address) => (address - this.gatewayNumber) | 0)
+    } catch (error) {
+      // Programs look their names up again.
+      log('warn', 'addresses that names led to are closed', { error })
+    }
+  }
+
+  private async makeRules(): Promise<void> {
+    await run(['nft', '-f', '-'], this.rules([...this.locks.values()].flat()))
+    this.outbound.remade()
   }
 
   /** Address of the computer in `slot` (1 and up). */
@@ -203,12 +220,12 @@ export class Network {
     this.reserved.add(shortId)
   }
 
-  /** Makes the rules anew if somebody has taken them away, as a reload of the server's firewall does. */
+  /** Makes the rules anew if somebody has taken them away, as a reload of the server's firewall does, or they lack something. */
   async ensureRules(): Promise<void> {
-    const there = await run(['nft', 'list', 'table', 'inet', this.table]).catch(() => null)
-    if (there !== null) return
+    const there = await run(['nft', 'list', 'chain', 'inet', this.table, 'forward']).catch(() => null)
+    if (there !== null && !this.outbound.isStale) return
     log('warn', 'the rules of the computers were gone and are made anew', { table: this.table })
-    await run(['nft', '-f', '-'], this.rules([...this.locks.values()].flat()))
+    await this.makeRules()
   }
 
   unlock(shortId: string): void {
@@ -311,6 +328,7 @@ export class Network {
       ports: apiPort === null ? [proxyPort] : [proxyPort, apiPort],
       allow,
       locked,
+      outbound: this.outbound.elements(),
     })
   }
 
@@ -362,6 +380,34 @@ const readElements = (json: string): Uint8Array[] =>
         remote: { address: addressBytes(addressNumber(remote)), port: remotePort },
       }),
     )
+
+const NftLearnt = z.object({
+  nftables: z.array(
+    z.object({
+      set: z
+        .object({
+          elem: z
+            .array(
+              z.object({
+                elem: z.object({ val: z.object({ concat: z.tuple([z.string(), z.string()]) }), expires: z.number() }),
+              }),
+            )
+            .default([]),
+        })
+        .optional(),
+    }),
+  ),
+})
+
+/** Elements of the set of learnt addresses, as `nft -j list set` shows them. */
+const readLearnt = (json: string): { computer: number; address: number; lifetimeMs: number }[] =>
+  NftLearnt.parse(JSON.parse(json))
+    .nftables.flatMap(({ set }) => set?.elem ?? [])
+    .map(({ elem: { val, expires } }) => ({
+      computer: addressNumber(val.concat[0]),
+      address: addressNumber(val.concat[1]),
+      lifetimeMs: expires * 1000,
+    }))
 
 function readLine(file: string): string {
   try {

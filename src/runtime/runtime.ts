@@ -20,6 +20,7 @@ import { type Exit, installPid1, readExit } from './inside.ts'
 import * as launcher from './launcher.ts'
 import type { Ports } from './netlink.ts'
 import { Network, type NetworkOptions } from './network.ts'
+import type { Cidr } from './outbound.ts'
 import { type ComputerPaths, computerPaths, type DataPaths, objectName } from './paths.ts'
 import { type Reclaimed, Reclaims } from './reclaim.ts'
 import { seccompFilter } from './seccomp.ts'
@@ -98,8 +99,15 @@ export class Runtime {
     this.checkpoints = new Checkpoints(host, criu, cgroups, network)
   }
 
-  /** @param asleep agents that are on disk, by image: their connections stay locked from the first moment on */
-  static async start(options: RuntimeOptions, asleep: { spec: ComputerSpec; image: string }[]): Promise<Runtime> {
+  /**
+   * @param asleep agents that are on disk, by image: their connections stay locked from the first moment on
+   * @param limited what computers with an outbound list may reach, by slot: that holds from the first moment on
+   */
+  static async start(
+    options: RuntimeOptions,
+    asleep: { spec: ComputerSpec; image: string }[],
+    limited?: Map<number, Cidr[]>,
+  ): Promise<Runtime> {
     const { data } = options
     for (const dir of [data.computers, data.checkpoints, data.images, data.run, data.spool]) {
       await mkdir(dir, { recursive: true, mode: 0o700 })
@@ -115,7 +123,8 @@ export class Runtime {
         return [spec.shortId, readNotes(dir).connections] as const
       }),
     )
-    const network = await Network.start(options.network, locked)
+    const network = await Network.start(options.network, locked, limited)
+    for (const { spec } of asleep) network.outbound.pause(spec.slot)
     return new Runtime(options, base, devices, network, cgroups)
   }
 
@@ -228,6 +237,7 @@ export class Runtime {
   /** Starts the agent. @param life number of this start, which its exit will bear @throws launcher.SpawnError */
   async spawnAgent(spec: ComputerSpec, start: AgentStart, life = 0): Promise<void> {
     await this.up(spec)
+    this.network.outbound.resume(spec.slot)
     const name = objectName(spec.shortId)
     await launcher.spawnAgent(this.launch, {
       ...start,
@@ -322,7 +332,10 @@ export class Runtime {
     const name = objectName(spec.shortId)
     try {
       this.cgroups.setFrozen(name, true)
-      if (await until(() => this.cgroups.isFrozen(name), FREEZE_TIMEOUT_MS)) return
+      if (await until(() => this.cgroups.isFrozen(name), FREEZE_TIMEOUT_MS)) {
+        this.network.outbound.pause(spec.slot)
+        return
+      }
       throw new Error('the agent could not be frozen')
     } catch (thrown) {
       this.cgroups.setFrozen(name, false)
@@ -334,6 +347,7 @@ export class Runtime {
   thawAgent(spec: ComputerSpec): void {
     const name = objectName(spec.shortId)
     this.reclaims.readAhead(name)
+    this.network.outbound.resume(spec.slot)
     this.cgroups.setFrozen(name, false)
   }
 

@@ -11,6 +11,7 @@ import type { ComputerRow } from '../store/types.ts'
 import type { ConfigCache } from './agents/directory.ts'
 import type { Registry } from './agents/registry.ts'
 import type { FindComputer } from './lookup.ts'
+import type { OutboundRules } from './outbound.ts'
 import type { Services } from './types.ts'
 import { computerView } from './views.ts'
 
@@ -28,6 +29,7 @@ export interface ComputersDeps {
   forgetCalls(computerId: string): void
   /** Its jobs of cron. */
   forgetJobs(computerId: string): void
+  outbound: Pick<OutboundRules, 'forget'>
 }
 
 /** Length of the short id: the first characters of the id (Orb Cloud contract §1.2). */
@@ -69,6 +71,8 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
     await runtime
       .markDeleted(computer)
       .catch((error) => log('warn', 'a deleted computer is not marked', { id: computer.id, error }))
+    // The next computer of this slot has its address.
+    deps.outbound.forget(computer)
     store.computers.remove(computer.id)
     deps.configs.forget(computer.id)
     deps.forgetJobs(computer.id)

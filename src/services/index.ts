@@ -43,6 +43,7 @@ import { Janitor } from './janitor.ts'
 import { createLogs } from './logs.ts'
 import { createFindComputer } from './lookup.ts'
 import type { Metrics } from './metrics.ts'
+import { createOutbound, policiesOf } from './outbound.ts'
 import { createSecrets } from './secrets.ts'
 import { createOrbMetrics, createSystem } from './system.ts'
 import type { Services } from './types.ts'
@@ -78,6 +79,8 @@ export async function startServices(settings: Settings): Promise<RunningServices
   const releaseSubnet = claimSubnet(network.base, settings.subnet.text)
   await boot.networkUp(settings.subnet.text)
   const [checked, swap] = [criuProblem(boot, files), provideSwap(data.swap, settings.swapBytes)]
+  const configs = new ConfigCache(store)
+  const policies = policiesOf(store, configs)
   const runtime = await Runtime.start(
     {
       data,
@@ -92,7 +95,9 @@ export async function startServices(settings: Settings): Promise<RunningServices
       },
     },
     asleep(store),
+    new Map([...policies].map(([slot, { networks }]) => [slot, networks])),
   )
+  const outbound = createOutbound(configs, runtime.network, policies)
   const { gateway } = runtime.network
   const checkpointProblem = await checked
   await swap
@@ -100,7 +105,6 @@ export async function startServices(settings: Settings): Promise<RunningServices
 
   const deleting = new Set<string>()
   const findComputer = createFindComputer(store, deleting)
-  const configs = new ConfigCache(store)
   const secrets = createSecrets({ secrets: store.secrets, vault })
   const { allowPrivate } = settings
   const plainHttpAllowed = (url: URL) => allowed(allowPrivate, url.hostname, portOf(url), url.hostname)
@@ -121,6 +125,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     startOf: (computer) => {
       const config = configs.deployed(computer.id)
       if (!config) throw new Error('the agent has no deployed configuration')
+      outbound.enforce(computer)
       const { env } = resolveSecrets(config, secrets.all(computer.id), undefined)
       return agentStart(runtime.paths(computer).rootfs, config, agentEnvironment(factsOf(computer), env))
     },
@@ -151,7 +156,11 @@ export async function startServices(settings: Settings): Promise<RunningServices
     llmTimeoutMs: settings.llmTimeoutMs,
     replayTtlMs: settings.replayTtlMs,
   })
-  const dns = await startDns({ hostname: gateway, upstreams: await hostNameservers() })
+  const dns = await startDns({
+    hostname: gateway,
+    upstreams: await hostNameservers(),
+    filterOf: (address) => outbound.filterOf(address),
+  })
 
   const lookup = { computer: findComputer }
   const builds = createBuilds({
@@ -162,6 +171,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     secrets,
     lookup,
     environmentFacts: factsOf,
+    outbound,
     agents: {
       prepareForBuild: (computerId) => registry.byId(computerId).hold(),
       redeploy: (computerId) => agents.redeploy(computerId),
@@ -178,6 +188,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     plainHttpAllowed,
     builds,
     codeVersion: (computerId) => codeVersion(store, computerId),
+    outbound,
   })
   const accounts = createAccounts({ store, jwtSecret: vault.jwtSecret, registration: settings.registration })
   const cron = createCron({
@@ -207,15 +218,18 @@ export async function startServices(settings: Settings): Promise<RunningServices
       builds,
       forgetCalls: (computerId) => proxy.forget(computerId),
       forgetJobs: (computerId) => cron.forget(computerId),
+      outbound,
     }),
     configs: createConfigs({
       configs: {
         get: store.configs.get,
         put(row) {
           store.configs.put(row)
-          // Before a deploy the ports are those of the stored configuration, afterwards those of the deployed one.
-          if (!configs.deployed(row.computerId))
-            store.ports.reserve(row.computerId, configs.stored(row.computerId)?.ports ?? [])
+          // Before a deploy ports and rules are those of the stored configuration, afterwards those of the deployed one.
+          if (configs.deployed(row.computerId)) return
+          store.ports.reserve(row.computerId, configs.stored(row.computerId)?.ports ?? [])
+          const computer = store.computers.get(row.computerId)
+          if (computer) outbound.enforce(computer)
         },
       },
       findComputer,

@@ -15,6 +15,9 @@ export function configRepository(db: Database) {
     `SELECT computer_id AS computerId, kind, json, toml, source, updated_at AS updatedAt
      FROM configs WHERE computer_id = $computerId AND kind = $kind`,
   )
+  const mentioning = db.query<{ computerId: string }, { text: string }>(
+    'SELECT computer_id AS computerId FROM configs WHERE instr(json, $text) > 0',
+  )
   // Each LLM call needs one, and a query costs as much as all the rest that is done for it here.
   const known = new Map<string, ConfigRow>()
   const keyOf = (computerId: string, kind: ConfigRow['kind']): string => `${kind} ${computerId}`
@@ -33,6 +36,8 @@ export function configRepository(db: Database) {
       if (row) known.set(key, row)
       return row
     },
+    /** Ids of the computers that have a configuration with this text in it. */
+    mentioning: (text: string): string[] => mentioning.all({ text }).map(({ computerId }) => computerId),
     /** The computer is deleted, and its rows with it. */
     forget(computerId: string): void {
       known.delete(keyOf(computerId, 'stored'))

@@ -53,6 +53,7 @@ beforeAll(async () => {
     runtime: host.runtime,
     lookup,
     environmentFacts,
+    outbound: { duringBuild: () => () => undefined },
     agents: {
       async prepareForBuild(id) {
         woken.push(id)

@@ -179,3 +179,57 @@ export class TestNetwork implements AsyncDisposable {
     await this.network.stop()
   }
 }
+
+const PUBLIC_PREFIXES = ['203.0.113', '198.51.100']
+/** Of a /28: the server's own address on the way, the hosts. */
+const UPLINK_HOST = 1
+const FIRST_HOST = 2
+const HOSTS = 12
+const BLOCK = 16
+
+/**
+ * A stand-in for the internet: a namespace with public addresses, and a server on all of them that says who called and
+ * sends back what it gets.
+ */
+export class Internet implements AsyncDisposable {
+  private constructor(
+    readonly name: string,
+    readonly listener: TestClient,
+    readonly port: number,
+    /** The server's own address on the way there. */
+    readonly uplink: string,
+    readonly addresses: string[],
+  ) {}
+
+  static async start(): Promise<Internet> {
+    const name = `net-${randomInt(2 ** 31).toString(16)}`
+    const taken = await ip('-o', '-4', 'addr', 'show')
+    const blocks = PUBLIC_PREFIXES.flatMap((prefix) =>
+      Array.from({ length: 256 / BLOCK }, (_, index) => (last: number) => `${prefix}.${index * BLOCK + last}`),
+    ).filter((block) => !taken.includes(` ${block(UPLINK_HOST)}/`))
+    const block = blocks[randomInt(blocks.length)]
+    if (!block) throw new Error('all public addresses of tests are in use')
+    const addresses = Array.from({ length: HOSTS }, (_, index) => block(FIRST_HOST + index))
+    await ip('netns', 'add', name)
+    await ip('link', 'add', name, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', name)
+    await ip('addr', 'add', `${block(UPLINK_HOST)}/28`, 'dev', name)
+    await ip('link', 'set', name, 'up')
+    for (const address of addresses) await ip('-n', name, 'addr', 'add', `${address}/28`, 'dev', 'eth0')
+    await ip('-n', name, 'link', 'set', 'eth0', 'up')
+    await ip('-n', name, 'link', 'set', 'lo', 'up')
+    const listen = `const s = Bun.listen({ hostname: '0.0.0.0', port: 0, socket: {
+      data(socket, data) { socket.write(data) }, open(socket) { console.log('from ' + socket.remoteAddress) } } });
+      const u = await Bun.udpSocket({ hostname: '0.0.0.0', port: s.port, socket: {
+        data(_, data) { console.log('datagram ' + data) } } });
+      console.log('port ' + s.port)`
+    const listener = TestClient.start(name, '/dev/null', [process.execPath, '-e', listen])
+    await eventually(() => /port \d+\n/.test(listener.output), 'a listener')
+    return new Internet(name, listener, Number(/port (\d+)/.exec(listener.output)?.[1]), block(UPLINK_HOST), addresses)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await ip('link', 'delete', this.name)
+    await killIn(this.name)
+    await ip('netns', 'delete', this.name)
+  }
+}

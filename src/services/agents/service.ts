@@ -6,6 +6,7 @@ import type { ComputerRow, ConfigRow } from '../../store/types.ts'
 import { resolveSecrets } from '../environment.ts'
 import type { FindComputer } from '../lookup.ts'
 import { buildFingerprint, type OrbConfig, parseInline, toJson } from '../orb-toml.ts'
+import type { OutboundRules } from '../outbound.ts'
 import type { Secrets } from '../secrets.ts'
 import type { BuildView, DeployInput, DeployView, Services } from '../types.ts'
 import { addressOf, agentView } from '../views.ts'
@@ -33,6 +34,7 @@ export interface AgentsDeps {
   }
   /** Short SHA of the code that the computer holds, or null. */
   codeVersion(computerId: string): string | null
+  outbound: Pick<OutboundRules, 'enforce'>
 }
 
 /** Orb Cloud contract §7. */
@@ -61,13 +63,15 @@ export function createAgents(deps: AgentsDeps): Services['agents'] & { redeploy(
     const { rootfs } = deps.runtime.paths(computer)
     await checkExecutable(rootfs, config, await agentStart(rootfs, config, env))
     const now = Date.now()
-    const agent = await life.start(deps.codeVersion(computer.id), () => {
+    const starting = life.start(deps.codeVersion(computer.id), () => {
       secrets.keep(computer.id, sent)
       if (row.source === 'inline') store.configs.put({ ...row, kind: 'stored' })
       store.configs.put({ ...row, kind: 'deployed' })
       store.ports.reserve(computer.id, config.ports)
       store.computers.touch(computer.id, now)
     })
+    // The agent is never started before they hold; they hold, too, when it cannot be.
+    const agent = await starting.finally(() => deps.outbound.enforce(computer))
     return { agent, warnings }
   }
 

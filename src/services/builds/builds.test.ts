@@ -66,6 +66,12 @@ beforeEach(() => {
     runtime: { exec, killAll: async () => {}, network: { permit: () => () => {} } },
     lookup: { computer: () => computer },
     environmentFacts: () => ({ computerId: ID, proxyUrl: 'http://p', apiUrl: 'http://a', ports: [], replica: null }),
+    outbound: {
+      duringBuild(_, { network }) {
+        events.push(`open ${network.outbound}`)
+        return () => void events.push('close')
+      },
+    },
     agents: {
       async prepareForBuild() {
         await prepare()

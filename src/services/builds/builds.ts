@@ -7,6 +7,7 @@ import type { BuildRow, ComputerRow } from '../../store/types.ts'
 import { buildEnvironment, type EnvironmentFacts } from '../environment.ts'
 import { newId } from '../ids.ts'
 import { buildFingerprint, fromJson, type OrbConfig } from '../orb-toml.ts'
+import type { OutboundRules } from '../outbound.ts'
 import type { Secrets } from '../secrets.ts'
 import type { BuildInput, BuildView, Principal, Services } from '../types.ts'
 import { cloneEnvironment, type GitAccess, stepEnvironment } from './git.ts'
@@ -28,6 +29,7 @@ export interface BuildsDeps {
   /** Throws `not_found`. */
   lookup: { computer(who: Principal, id: string): ComputerRow }
   environmentFacts(computer: ComputerRow): EnvironmentFacts
+  outbound: Pick<OutboundRules, 'duringBuild'>
   agents: {
     /** Wakes a sleeping agent and keeps it awake until the returned function is called. */
     prepareForBuild(computerId: string): Promise<() => void>
@@ -130,7 +132,12 @@ export function createBuilds(deps: BuildsDeps): Builds {
       store.builds.put(row)
       const release = await agents.prepareForBuild(computer.id)
       try {
-        await build(job, config)
+        const closeOutbound = deps.outbound.duringBuild(computer, config)
+        try {
+          await build(job, config)
+        } finally {
+          closeOutbound()
+        }
       } finally {
         release()
       }
