@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, test } from 'bun:test'
-import { type DnsOptions, startDns } from './dns.ts'
+import { type DnsOptions, type NameFilter, startDns } from './dns.ts'
 
 /** A query for the address of `name`. */
 function query(id: number, name: string): Buffer {
@@ -59,7 +59,7 @@ async function servers(behaviours: (Behaviour | null)[]): Promise<Pick<DnsOption
   return { upstreams, upstreamPort: port }
 }
 
-async function forwarder(options: Pick<DnsOptions, 'upstreams' | 'upstreamPort'>): Promise<number> {
+async function forwarder(options: Pick<DnsOptions, 'upstreams' | 'upstreamPort' | 'filterOf'>): Promise<number> {
   const dns = await startDns({ hostname: '127.0.0.1', port: 0, ...options })
   cleanups.push(() => dns.stop())
   return dns.port
@@ -249,5 +249,69 @@ describe('over TCP', () => {
     const port = await forwarder(await servers([long]))
     const [message] = await askTcp(port, framed(query(1, 'example.com')))
     expect(message?.length).toBe(query(1, 'example.com').length + 1 + 60_000)
+  })
+})
+
+describe('a client with a filter', () => {
+  const LEAD = { address: 0x01020304, ttlSeconds: 60 }
+
+  /** An address for whatever name is asked. */
+  const address: Behaviour = (asked, send) => {
+    const message = Buffer.concat([asked, Buffer.from([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 1, 2, 3, 4])])
+    message[2] = 0x81
+    message[7] = 1
+    send(message)
+  }
+
+  async function filtered(filter: Partial<NameFilter> = {}) {
+    const asked: string[] = []
+    const learnt: unknown[][] = []
+    const options = await servers([
+      (message, send) => {
+        asked.push(message.toString('latin1'))
+        address(message, send)
+      },
+    ])
+    const port = await forwarder({
+      ...options,
+      filterOf: (client) =>
+        client === '127.0.0.1'
+          ? { allows: (name) => name.endsWith('.com'), learn: (...all) => void learnt.push(all), ...filter }
+          : null,
+    })
+    return { asked, learnt, port, ...(await client(port)) }
+  }
+
+  test('is told of what it may look up, after the filter was', async () => {
+    const { send, next, learnt } = await filtered()
+    const answered = next().then((message) => [message[7], learnt.length])
+    send(query(1, 'WWW.example.com'))
+    expect(await answered).toEqual([1, 1])
+    expect(learnt).toEqual([['www.example.com', [LEAD]]])
+  })
+
+  test('is told that there is no other name, and nobody is asked for it, over TCP neither', async () => {
+    const { send, next, learnt, asked, port } = await filtered()
+    const answered = next()
+    send(query(1, 'secret-in-a-name.evil.test'))
+    expect(((await answered)[3] ?? 0) & 0x0f).toBe(3)
+    const [reply] = await askTcp(port, framed(query(2, 'other.test')))
+    expect((reply?.[3] ?? 0) & 0x0f).toBe(3)
+    const [allowed] = await askTcp(port, framed(query(3, 'b.example.com')))
+    expect((allowed?.[3] ?? 0) & 0x0f).toBe(0)
+    expect(asked).toHaveLength(1)
+    expect(learnt).toEqual([['b.example.com', [LEAD]]])
+  })
+
+  test('is not told of an address that could not be opened', async () => {
+    const { send, next } = await filtered({
+      learn() {
+        throw new Error('no room')
+      },
+    })
+    const answered = next()
+    send(query(1, 'a.example.com'))
+    const message = await answered
+    expect([(message[3] ?? 0) & 0x0f, message[7]]).toEqual([2, 0])
   })
 })

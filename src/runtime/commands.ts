@@ -1,14 +1,22 @@
 import { randomBytes } from 'node:crypto'
 import type { Cgroups, Leaf, Purpose } from './cgroup.ts'
 import { type LauncherFiles, type PrivateMounts, spawnCommand } from './launcher.ts'
+import { Input, LiveCommand } from './live-command.ts'
 import { Head, type Output, Tail } from './output.ts'
 
-export interface ExecRequest {
+/** A command whose output is taken as it comes. */
+export interface LiveRequest {
   argv: string[]
   env: Record<string, string>
   cwd: string
   purpose: Purpose
   timeoutMs: number
+  /** Its standard input: whole, or to be written to it. Nothing when absent. */
+  stdin?: Uint8Array | 'open'
+}
+
+export interface ExecRequest extends LiveRequest {
+  stdin?: Uint8Array
   /** Kept of each stream. */
   maxBytes: number
   /** Which part of a longer stream is kept; its end if absent. */
@@ -28,7 +36,7 @@ export interface ExecResult {
 }
 
 /** Exit code of a command that ran out of time, as timeout(1) has it. */
-const EXIT_TIMEOUT = 124
+export const EXIT_TIMEOUT = 124
 /** How long output that is in the pipes already is waited for once the shell has ended. */
 const DRAIN_MS = 100
 
@@ -62,6 +70,38 @@ export class Commands {
     }
   }
 
+  /**
+   * Starts a command as `run` does. Who does not read its output to the end has to `kill` it.
+   */
+  start(name: string, initPid: number, mounts: PrivateMounts, request: LiveRequest): LiveCommand {
+    const leaf = commandLeaf(request.purpose, randomBytes(6).toString('hex'))
+    const over = () => {
+      this.running.delete(leaf)
+      this.cgroups.removeLeaf(name, leaf)
+    }
+    this.running.add(leaf)
+    try {
+      this.cgroups.sweepCommands(name, this.running)
+      const { argv, env, cwd, stdin, timeoutMs } = request
+      const cgroups = this.cgroups.joinFiles(name, leaf)
+      const child = spawnCommand(this.files, {
+        argv,
+        env,
+        cwd,
+        cgroups,
+        initPid,
+        input: stdin !== undefined,
+        ...mounts,
+      })
+      const command = new LiveCommand(child, { stdin, timeoutMs, kill: () => this.cgroups.kill(name, leaf) })
+      void command.ended.finally(over)
+      return command
+    } catch (thrown) {
+      over()
+      throw thrown
+    }
+  }
+
   private async runIn(
     name: string,
     leaf: Leaf,
@@ -69,10 +109,11 @@ export class Commands {
     mounts: PrivateMounts,
     request: ExecRequest,
   ): Promise<ExecResult> {
-    const { argv, env, cwd, timeoutMs, maxBytes, keep } = request
+    const { argv, env, cwd, stdin, timeoutMs, maxBytes, keep } = request
     const started = performance.now()
     const cgroups = this.cgroups.joinFiles(name, leaf)
-    const child = spawnCommand(this.files, { argv, env, cwd, cgroups, initPid, ...mounts })
+    const child = spawnCommand(this.files, { argv, env, cwd, cgroups, initPid, input: stdin !== undefined, ...mounts })
+    if (child.stdin) void new Input(child.stdin).write(stdin ?? new Uint8Array(0), true)
     let timedOut = false
     const timer = setTimeout(() => {
       timedOut = true

@@ -175,6 +175,8 @@ export interface ExecOptions extends PrivateMounts {
   argv: string[]
   env: Record<string, string>
   cwd: string
+  /** Whether it gets a pipe as standard input, not nothing. */
+  input?: boolean
 }
 
 /** Starts a command in a computer, beside its agent; its exit code is that of the returned process, 125 if set-up failed. */
@@ -199,7 +201,8 @@ export function spawnCommand(files: LauncherFiles, options: ExecOptions) {
     ...options.argv,
   ]
   try {
-    return Bun.spawn(argv, { stdio: ['ignore', 'pipe', 'pipe', env], env: HOST_ENVIRONMENT, detached: true })
+    const input = options.input ? 'pipe' : 'ignore'
+    return Bun.spawn(argv, { stdio: [input, 'pipe', 'pipe', env], env: HOST_ENVIRONMENT, detached: true })
   } finally {
     closeSync(env)
   }

@@ -8,7 +8,7 @@ import { type Base, baseNamed, prepareBase, prepareDevices } from './base.ts'
 import type { RuntimeFiles } from './bundle.ts'
 import { Cgroups, type Purpose } from './cgroup.ts'
 import { type CheckpointHost, Checkpoints } from './checkpoints.ts'
-import { Commands, commandLeaf, type ExecRequest, type ExecResult } from './commands.ts'
+import { Commands, commandLeaf, type ExecRequest, type ExecResult, type LiveRequest } from './commands.ts'
 import { type ComputerSpec, killLeaf, limitsOf, shmBytes, until } from './computer.ts'
 import { Criu } from './criu.ts'
 import type { CriuProcess } from './criu-processes.ts'
@@ -18,6 +18,7 @@ import { isInTimedSleep, type Traffic, trafficOf } from './idle-signs.ts'
 import { readNotes } from './image.ts'
 import { type Exit, installPid1, readExit } from './inside.ts'
 import * as launcher from './launcher.ts'
+import type { LiveCommand } from './live-command.ts'
 import type { Ports } from './netlink.ts'
 import { Network, type NetworkOptions } from './network.ts'
 import type { Cidr } from './outbound.ts'
@@ -370,6 +371,12 @@ export class Runtime {
   async exec(spec: ComputerSpec, request: ExecRequest): Promise<ExecResult> {
     await this.up(spec)
     return this.beside.run(objectName(spec.shortId), this.initPid(spec), this.privateMounts(spec), request)
+  }
+
+  /** Starts a command whose output is taken as it comes. @throws Error when the computer cannot be brought up */
+  async execLive(spec: ComputerSpec, request: LiveRequest): Promise<LiveCommand> {
+    await this.up(spec)
+    return this.beside.start(objectName(spec.shortId), this.initPid(spec), this.privateMounts(spec), request)
   }
 
   /* ---- who is calling ---- */

@@ -67,8 +67,8 @@ beforeEach(() => {
     lookup: { computer: () => computer },
     environmentFacts: () => ({ computerId: ID, proxyUrl: 'http://p', apiUrl: 'http://a', ports: [], replica: null }),
     outbound: {
-      duringBuild(_, { network }) {
-        events.push(`open ${network.outbound}`)
+      duringBuild() {
+        events.push('open')
         return () => void events.push('close')
       },
     },
@@ -158,7 +158,7 @@ describe('the queue', () => {
     expect(await third).toEqual(await second)
     expect((await third).build_id).not.toBe((await first).build_id)
     expect(steps).toHaveLength(2)
-    expect(events).toEqual(['hold', 'release', 'hold', 'release'])
+    expect(events).toEqual(['hold', 'open', 'close', 'release', 'hold', 'open', 'close', 'release'])
     expect(builds.isBuilding(ID)).toBe(false)
   })
 
@@ -263,7 +263,7 @@ describe('the outcome', () => {
     const running = builds.run(WHO, ID, { redeploy: wanted })
     ;(await started()).end(end)
     expect(await running).toMatchObject(expected)
-    expect(events).toEqual(['hold', 'release', ...(expected.redeployed ? ['redeploy'] : [])])
+    expect(events).toEqual(['hold', 'open', 'close', 'release', ...(expected.redeployed ? ['redeploy'] : [])])
   })
 
   test('tells the agent that is started anew of the code that it brought', async () => {
