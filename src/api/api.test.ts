@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'bun:test'
 import { connect } from 'node:net'
 import { C, create, created, play, type Scenario, send } from '../../test/support/api-scenario.ts'
-import { DEPLOY_KEY, KEY, startTestApi, type TestApi, VIEWER_KEY } from './testing.ts'
+import { DEPLOY_KEY, fakeServices, KEY, startTestApi, type TestApi, VIEWER_KEY } from './testing.ts'
 
 let api: TestApi
 let base: string
@@ -353,6 +353,7 @@ test('stop lets open requests end, ends logs, and takes no more', async () => {
     {},
     {
       exec: {
+        ...fakeServices([], { aborted: false }).exec,
         async run() {
           arrived()
           await held

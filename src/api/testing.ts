@@ -206,6 +206,26 @@ export function fakeServices(calls: FakeCall[], followed: { aborted: boolean }):
         note('exec', input)
         return { stdout: '', stderr: '', exit_code: 0, timed_out: false, truncated: false, duration_ms: 1 }
       },
+      async stream(_, id, input) {
+        known(id)
+        note('execStream', input)
+        return {
+          id: 'exec_1',
+          events: (async function* () {
+            yield { event: 'stdout' as const, data: { text: 'one\n' } }
+            if (input.command === 'sleep') await new Promise((resolve) => setTimeout(resolve, 3_600_000).unref())
+            yield { event: 'exit' as const, data: { exit_code: 0, timed_out: false, duration_ms: 1 } }
+          })(),
+          stop: () => note('execStop'),
+        }
+      },
+      async write(_, id, execId, body, last) {
+        known(id)
+        if (execId !== 'exec_1') throw new OrbError('not_found', 'no such command')
+        const text = body ? await new Response(body).text() : ''
+        note('execWrite', text, last)
+        return { written: text.length, closed: last }
+      },
     },
     cron: {
       list(_, id) {

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import type { Cgroups, Leaf, Purpose } from './cgroup.ts'
 import { type LauncherFiles, type PrivateMounts, spawnCommand } from './launcher.ts'
-import { Input, LiveCommand } from './live-command.ts'
+import { EXIT_TIMEOUT, Input, LiveCommand } from './live-command.ts'
 import { Head, type Output, Tail } from './output.ts'
 
 /** A command whose output is taken as it comes. */
@@ -35,8 +35,6 @@ export interface ExecResult {
   durationMs: number
 }
 
-/** Exit code of a command that ran out of time, as timeout(1) has it. */
-export const EXIT_TIMEOUT = 124
 /** How long output that is in the pipes already is waited for once the shell has ended. */
 const DRAIN_MS = 100
 

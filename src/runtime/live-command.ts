@@ -1,6 +1,7 @@
-import { EXIT_TIMEOUT } from './commands.ts'
 import type { spawnCommand } from './launcher.ts'
 
+/** Exit code of a command that ran out of time, as timeout(1) has it. */
+export const EXIT_TIMEOUT = 124
 /** How long output that is in the pipes already is waited for once the shell has ended, each time that there is none. */
 const DRAIN_MS = 100
 /** More than pipes hold (pipe(7)): what comes after it is of children that the shell left behind. */
@@ -100,9 +101,12 @@ export class LiveCommand {
     return this.input?.write(bytes, last) ?? Promise.resolve(false)
   }
 
-  /** Ends it with all its children, and what it has still to say is thrown away. */
+  /**
+   * Ends it with all its children, and what it has still to say is thrown away. What it left behind when it ended by itself
+   * lives on.
+   */
   kill(): void {
-    this.options.kill()
+    if (!this.hasEnded) this.options.kill()
     this.discard()
   }
 
@@ -176,8 +180,7 @@ export class Input {
 
   private async push(bytes: Uint8Array): Promise<boolean> {
     try {
-      this.sink.write(bytes)
-      await this.sink.flush()
+      await this.sink.write(bytes)
       return true
     } catch {
       // It has closed its input, which it may.

@@ -173,6 +173,26 @@ export interface RestartView {
 export interface ExecInput {
   command: string
   timeout_secs: number
+  /** Its whole standard input; nothing when absent. */
+  stdin?: string
+}
+
+export interface ExecStreamInput extends ExecInput {
+  /** Standard input stays open, for `write`. */
+  interactive: boolean
+}
+
+export type ExecEvent =
+  | { event: 'stdout' | 'stderr'; data: { text: string } }
+  | { event: 'exit'; data: { exit_code: number; timed_out: boolean; duration_ms: number } }
+
+/** A command under way. */
+export interface ExecStream {
+  id: string
+  /** Text as it comes, no faster than it is taken; the exit last. To be read to the end, or ended by `stop`. */
+  events: AsyncGenerator<ExecEvent>
+  /** Kills the command with all its children, if it has not ended yet. */
+  stop(): void
 }
 
 export interface ExecView {
@@ -397,6 +417,15 @@ export interface Services {
   }
   exec: {
     run(who: Principal, id: string, input: ExecInput): Promise<ExecView>
+    stream(who: Principal, id: string, input: ExecStreamInput): Promise<ExecStream>
+    /** To the standard input of an interactive command; `last` closes that. Throws `not_found` when the command has ended. */
+    write(
+      who: Principal,
+      id: string,
+      execId: string,
+      body: ReadableStream<Uint8Array> | null,
+      last: boolean,
+    ): Promise<{ written: number; closed: boolean }>
   }
   cron: {
     list(who: Principal, id: string): CronJobsView

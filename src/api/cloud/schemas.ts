@@ -288,6 +288,7 @@ export const cronTriggered = z.object({
   timed_out: z.boolean(),
 })
 same<z.infer<typeof cronTriggered>, CronTriggerView>(true)
+export const execInput = z.object({ written: count, closed: z.boolean() })
 
 export const logs = z.object({
   computer_id: uuid,
