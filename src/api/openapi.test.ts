@@ -51,6 +51,7 @@ test('every route is there with its methods', () => {
     '/v1/computers/{id}/exec': 'post',
     '/v1/computers/{id}/github/bootstrap': 'post',
     '/v1/computers/{id}/github/disconnect': 'post',
+    '/v1/computers/{id}/exec/{exec_id}/stdin': 'post',
     '/v1/computers/{id}/logs': 'get',
     '/v1/computers/{id}/cron': 'get',
     '/v1/computers/{id}/cron/runs': 'get',

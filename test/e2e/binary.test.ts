@@ -37,6 +37,7 @@ const ROUTES = [
   'POST /v1/computers/{id}/agents/promote',
   'POST /v1/computers/{id}/restart',
   'POST /v1/computers/{id}/exec',
+  'POST /v1/computers/{id}/exec/{exec_id}/stdin',
   'GET /v1/computers/{id}/logs',
   'GET /v1/computers/{id}/files',
   'GET /v1/computers/{id}/files/{path}',

@@ -104,6 +104,7 @@ test('pings keep a silent stream open', async () => {
     isLocal: true,
     stopping: new AbortController().signal,
     holdOpen: () => undefined,
+    setHeader: () => undefined,
   })
   const reader = answer?.body?.getReader()
   let text = ''

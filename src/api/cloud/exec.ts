@@ -54,7 +54,7 @@ export const execRoutes = ({ exec }: Services, settings: Settings, pingEveryMs =
   }),
   keyRoute({
     method: 'POST',
-    path: '/v1/computers/:id/exec/:execId/stdin',
+    path: '/v1/computers/:id/exec/:exec_id/stdin',
     tag: 'Exec',
     summary: 'Write to the standard input of an interactive command',
     rawBody: { types: ['application/octet-stream'], required: false },
@@ -62,7 +62,7 @@ export const execRoutes = ({ exec }: Services, settings: Settings, pingEveryMs =
     answer: execInput,
     errors: ['not_found'],
     handle: ({ who, params, query, request }) =>
-      exec.write(who, params['id'] ?? '', params['execId'] ?? '', request.body, query.close),
+      exec.write(who, params['id'] ?? '', params['exec_id'] ?? '', request.body, query.close),
   }),
 ]
 
