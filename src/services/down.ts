@@ -9,10 +9,12 @@ import { Runtime } from '../runtime/runtime.ts'
 import { disableSwap } from '../runtime/swap.ts'
 import { openStore } from '../store/store.ts'
 import type { ComputerRow } from '../store/types.ts'
+import { ConfigCache } from './agents/directory.ts'
 import { AGENT_PORT } from './agents/machine.ts'
 import { BootNotes } from './boot.ts'
 import { networkOf } from './computers.ts'
 import { Crontabs, lookAtCronFile } from './cron/crontabs.ts'
+import { limitsOf, policiesOf } from './outbound.ts'
 
 const DOWN_AT_ONCE = 8
 
@@ -44,6 +46,8 @@ export async function takeDown(settings: Settings): Promise<number | null> {
         network: { subnet: networkOf({ subnet }), proxyPort: AGENT_PORT, apiPort: null, allow: [] },
       },
       [],
+      // Computers run on until their turn comes.
+      limitsOf(policiesOf(store, new ConfigCache(store))),
     )
     const computers = store.computers.all()
     const left = [...computers]

@@ -43,7 +43,7 @@ import { Janitor } from './janitor.ts'
 import { createLogs } from './logs.ts'
 import { createFindComputer } from './lookup.ts'
 import type { Metrics } from './metrics.ts'
-import { createOutbound, policiesOf } from './outbound.ts'
+import { createOutbound, limitsOf, policiesOf } from './outbound.ts'
 import { createSecrets } from './secrets.ts'
 import { createOrbMetrics, createSystem } from './system.ts'
 import type { Services } from './types.ts'
@@ -95,7 +95,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       },
     },
     asleep(store),
-    new Map([...policies].map(([slot, { networks }]) => [slot, networks])),
+    limitsOf(policies),
   )
   const outbound = createOutbound(configs, runtime.network, policies)
   const { gateway } = runtime.network

@@ -82,6 +82,10 @@ export function policiesOf(
   return new Map(found)
 }
 
+/** As the runtime takes them at its start. */
+export const limitsOf = (policies: Map<number, OutboundPolicy>): Map<number, Cidr[]> =>
+  new Map([...policies].map(([slot, { networks }]) => [slot, networks]))
+
 const baseOf = (configs: Pick<ConfigCache, 'current'>, computer: ComputerRow): OrbConfig[] => {
   const config = configs.current(computer)
   return config ? [config] : []
