@@ -68,6 +68,15 @@ describe('what is kept', () => {
     expect([...there.keys()]).toEqual([])
   })
 
+  test('a list that changes in part touches no more than that part', () => {
+    const { outbound, log } = setUp()
+    outbound.limit(1, [host('1.1.1.1'), { base: 0x02000000, bits: 8 }, { base: 0x03000000, bits: 8 }], always)
+    outbound.learn(1, 'a', [lead('9.9.9.9')])
+    outbound.limit(1, [host('1.1.1.1'), { base: 0x02000000, bits: 8 }, { base: 0x03000000, bits: 16 }], always)
+    const last = log.at(-1)?.flatMap(({ op, set, elements }) => (elements.length > 0 ? `${op} ${set}` : []))
+    expect(last).toEqual([`remove ${NETWORKS}`, `add ${LIMITED}`, `add ${NETWORKS}`])
+  })
+
   test('of networks that lie in each other the widest, for the kernel takes no others', () => {
     const { outbound } = setUp()
     const networks = ['10.0.0.0/8', '10.1.0.0/16', '10.1.2.3/32', '11.0.0.0/8', '11.0.0.0/8', '12.0.0.1/32']

@@ -41,9 +41,13 @@ interface Learnt {
   names: Set<string>
 }
 
-interface Limit {
+/** What a list names. */
+interface List {
   hosts: number[]
   networks: Cidr[]
+}
+
+interface Limit extends List {
   learnt: Map<number, Learnt>
   /** Since when the agent sleeps; its addresses do not grow old meanwhile. */
   pausedAt: number | null
@@ -82,15 +86,17 @@ export class Outbound {
    */
   limit(slot: number, networks: Cidr[], keeps: (name: string) => boolean): void {
     const before = this.limits.get(slot)
-    const kept = [...(before?.learnt ?? [])].filter(([, { names }]) => [...names].some(keeps))
+    const known = [...(before?.learnt ?? [])]
+    const kept = known.filter(([, { names }]) => [...names].some(keeps))
     const limit: Limit = { ...split(networks), learnt: new Map(kept), pausedAt: before?.pausedAt ?? null }
     this.limits.set(slot, limit)
+    const dropped = known.flatMap(([address]) => (limit.learnt.has(address) ? [] : address))
+    // What stays is not touched: of a set of networks the kernel removes each element in a time that grows with all of it.
     this.change([
-      ...(before ? this.withdraw(slot, before) : []),
+      ...this.listed('remove', slot, without(before, limit)),
+      ...this.absent(slot, dropped),
       { op: 'add', set: LIMITED, elements: [{ key: this.key(slot) }] },
-      { op: 'add', set: HOSTS, elements: limit.hosts.map((host) => ({ key: this.key(slot, host) })) },
-      { op: 'add', set: NETWORKS, elements: limit.networks.map((network) => this.interval(slot, network)) },
-      { op: 'add', set: LEARNT, elements: this.live(slot, limit) },
+      ...this.listed('add', slot, without(limit, before)),
     ])
   }
 
@@ -99,7 +105,11 @@ export class Outbound {
     const limit = this.limits.get(slot)
     if (!limit) return
     this.limits.delete(slot)
-    this.change([...this.withdraw(slot, limit), { op: 'remove', set: LIMITED, elements: [{ key: this.key(slot) }] }])
+    this.change([
+      ...this.listed('remove', slot, limit),
+      ...this.absent(slot, [...limit.learnt.keys()]),
+      { op: 'remove', set: LIMITED, elements: [{ key: this.key(slot) }] },
+    ])
   }
 
   /** Opens the way to what a name led to. Nothing happens where there is no limit. @throws Errno */
@@ -178,9 +188,7 @@ export class Outbound {
     return {
       [LIMITED]: all.map(({ from }) => from),
       [HOSTS]: all.flatMap(({ from, limit }) => limit.hosts.map((host) => `${from} . ${dotted(host)}`)),
-      [NETWORKS]: all.flatMap(({ from, limit }) =>
-        limit.networks.map(({ base, bits }) => `${from} . ${dotted(base)}/${bits}`),
-      ),
+      [NETWORKS]: all.flatMap(({ from, limit }) => limit.networks.map((network) => `${from} . ${textOf(network)}`)),
       [LEARNT]: all.flatMap(({ from, limit }) =>
         [...limit.learnt].flatMap(([address, { expiresAt }]) =>
           expiresAt > now ? `${from} . ${dotted(address)} timeout ${Math.ceil((expiresAt - now) / 1000)}s` : [],
@@ -198,12 +206,10 @@ export class Outbound {
     }
   }
 
-  /** Takes all of a computer's elements away but the one that says that it is limited. */
-  private withdraw(slot: number, limit: Limit): SetChange[] {
+  private listed(op: SetChange['op'], slot: number, { hosts, networks }: List): SetChange[] {
     return [
-      { op: 'remove', set: HOSTS, elements: limit.hosts.map((host) => ({ key: this.key(slot, host) })) },
-      { op: 'remove', set: NETWORKS, elements: limit.networks.map((network) => this.interval(slot, network)) },
-      ...this.absent(slot, [...limit.learnt.keys()]),
+      { op, set: HOSTS, elements: hosts.map((host) => ({ key: this.key(slot, host) })) },
+      { op, set: NETWORKS, elements: networks.map((network) => this.interval(slot, network)) },
     ]
   }
 
@@ -222,13 +228,6 @@ export class Outbound {
       timeoutMs: Math.max(1000, (limit.learnt.get(address)?.expiresAt ?? 0) - now),
     }))
     return [...this.absent(slot, addresses), { op: 'add', set: LEARNT, elements }]
-  }
-
-  private live(slot: number, limit: Limit): SetElement[] {
-    const now = this.now()
-    return [...limit.learnt].flatMap(([address, { expiresAt }]) =>
-      expiresAt > now ? { key: this.key(slot, address), timeoutMs: expiresAt - now } : [],
-    )
   }
 
   /** Forgets what is over, and the oldest of what is too much. Returns what the kernel may still have of it. */
@@ -256,7 +255,7 @@ export class Outbound {
 const IPV4_BITS = 32
 
 /** Single addresses, which a hash finds, and networks, none of which lies in another: the kernel refuses that. */
-function split(networks: Cidr[]): Pick<Limit, 'hosts' | 'networks'> {
+function split(networks: Cidr[]): List {
   const widest: Cidr[] = []
   for (const network of [...networks].sort((a, b) => a.bits - b.bits))
     if (!widest.some((wide) => contains(wide, network))) widest.push(network)
@@ -265,6 +264,17 @@ function split(networks: Cidr[]): Pick<Limit, 'hosts' | 'networks'> {
     networks: widest.filter(({ bits }) => bits < IPV4_BITS),
   }
 }
+
+/** What `list` has and `other` has not. */
+function without(list: List | undefined, other: List | undefined): List {
+  const [hosts, networks] = [new Set(other?.hosts), new Set(other?.networks.map(textOf))]
+  return {
+    hosts: list?.hosts.filter((host) => !hosts.has(host)) ?? [],
+    networks: list?.networks.filter((network) => !networks.has(textOf(network))) ?? [],
+  }
+}
+
+const textOf = ({ base, bits }: Cidr): string => `${dotted(base)}/${bits}`
 
 /** Whether a network that is no wider lies in `wide`. */
 const contains = (wide: Cidr, network: Cidr): boolean => {

@@ -255,6 +255,10 @@ describe('what is refused', () => {
     [`idle_timeout = inf\n${AGENT}`, 'idle_timeout must be a duration'],
     [`${AGENT}[network]\noutbound = "x"`, 'network.outbound must be a list of strings'],
     [
+      `${AGENT}[network]\noutbound = ${JSON.stringify(Array(257).fill('a.test'))}`,
+      'invalid network.outbound: 257 entries (expected at most 256)',
+    ],
+    [
       `${AGENT}[llm]\nbase_url = "https://${'x'.repeat(300)} "`,
       `invalid llm.base_url: https://${'x'.repeat(72)}… (expected an https:// URL)`,
     ],

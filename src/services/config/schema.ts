@@ -30,6 +30,8 @@ const MAX_STEPS = 100
 const MAX_STEP_BYTES = 64 * 1024
 const MAX_PORTS = 16
 const MAX_PORT = 65_535
+/** All lists of networks share one set of the kernel, whose changes take time with its size. */
+const MAX_OUTBOUND = 256
 
 /** Orb Cloud contract §6. */
 const BRANCH = /^[A-Za-z0-9_][A-Za-z0-9._/-]{0,254}$/
@@ -99,7 +101,8 @@ const workingDir = checked(text('build.working_dir'), (value) =>
 
 const outbound = checked(textList('network.outbound'), (values) => {
   const wrong = values.find((value) => !isDestination(value))
-  return wrong === undefined ? null : invalid('network.outbound', wrong, 'a host, *.host, an IP or a CIDR')
+  if (wrong !== undefined) return invalid('network.outbound', wrong, 'a host, *.host, an IP or a CIDR')
+  return tooMany('network.outbound', values.length, MAX_OUTBOUND, 'entries')
 })
 
 /**
