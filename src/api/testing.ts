@@ -103,6 +103,14 @@ export function fakeServices(calls: FakeCall[], followed: { aborted: boolean }):
   }
   const record = { ...build, status: 'success', started_at: TIME, finished_at: TIME } as const
   const agent = { pid: 1, port: 10_000, state: 'running', sandboxed: true, code_version: null } as const
+  const webhook = {
+    id: 'whk_1',
+    url: 'https://example.com/hook',
+    events: ['*'],
+    active: true,
+    disabled_reason: null,
+    created_at: TIME,
+  }
   return {
     accounts: {
       async register(email) {
@@ -340,6 +348,24 @@ export function fakeServices(calls: FakeCall[], followed: { aborted: boolean }):
           last_active_ago_secs: null,
           avg_restore_ms: null,
         }
+      },
+    },
+    webhooks: {
+      create(_, { secret = 'made-by-the-server', ...input }) {
+        note('createWebhook', input)
+        if (input.url.includes('private'))
+          throw new OrbError('invalid_request', 'url must not lead to a private address')
+        return { id: 'whk_1', ...input, secret, active: true, created_at: TIME }
+      },
+      list: () => ({ webhooks: [webhook], total: 1 }),
+      remove(_, id) {
+        if (id !== webhook.id) throw new OrbError('not_found', 'no such webhook')
+        return { id, deleted: true }
+      },
+      deliveries(_, id, limit) {
+        note('deliveries', limit)
+        if (id !== webhook.id) throw new OrbError('not_found', 'no such webhook')
+        return { webhook_id: id, deliveries: [] }
       },
     },
     system: {

@@ -241,7 +241,7 @@ const HANDLERS: SocketHandler<Dialing> = {
       socket.data.settle(error, socket)
       return
     }
-    log('warn', 'llm upstream connection failed', { error })
+    log('warn', 'upstream connection failed', { error })
     socket.terminate()
   },
   connectError(socket, error) {

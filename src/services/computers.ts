@@ -14,10 +14,12 @@ import type { FindComputer } from './lookup.ts'
 import type { OutboundRules } from './outbound.ts'
 import type { Services } from './types.ts'
 import { computerView } from './views.ts'
+import { computerNews, type Outbox } from './webhooks/outbox.ts'
 
 export interface ComputersDeps {
   settings: Settings
   store: Store
+  outbox: Pick<Outbox, 'tell'>
   runtime: Runtime
   registry: Registry
   configs: ConfigCache
@@ -37,7 +39,7 @@ const SHORT_ID_LENGTH = 8
 
 /** Orb Cloud contract §3. */
 export function createComputers(deps: ComputersDeps): Services['computers'] {
-  const { settings, store, runtime, registry, findComputer, deleting } = deps
+  const { settings, store, outbox, runtime, registry, findComputer, deleting } = deps
   const view = (computer: ComputerRow, ports = store.ports.list(computer.id)) =>
     computerView(computer, registry.of(computer).row(), deps.builds.isBuilding(computer.id), ports, settings)
 
@@ -47,19 +49,23 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
       const id = randomUUID()
       const shortId = id.slice(0, SHORT_ID_LENGTH)
       if (store.computers.get(shortId)) continue
-      return store.computers.insert({
-        id,
-        shortId,
-        orgId: who.orgId,
-        name: input.name,
-        runtimeMb: input.runtime_mb,
-        diskMb: input.disk_mb,
-        userId: input.user_id,
-        swarmId: null,
-        replicaIndex: null,
-        base: runtime.base.name,
-        createdAt: now,
-        updatedAt: now,
+      return store.transaction(() => {
+        const computer = store.computers.insert({
+          id,
+          shortId,
+          orgId: who.orgId,
+          name: input.name,
+          runtimeMb: input.runtime_mb,
+          diskMb: input.disk_mb,
+          userId: input.user_id,
+          swarmId: null,
+          replicaIndex: null,
+          base: runtime.base.name,
+          createdAt: now,
+          updatedAt: now,
+        })
+        outbox.tell(computer, computerNews('computer.created', computer))
+        return computer
       })
     }
   }
@@ -73,7 +79,10 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
       .catch((error) => log('warn', 'a deleted computer is not marked', { id: computer.id, error }))
     // The next computer of this slot has its address.
     deps.outbound.forget(computer)
-    store.computers.remove(computer.id)
+    store.transaction(() => {
+      store.computers.remove(computer.id)
+      outbox.tell(computer, computerNews('computer.destroyed', computer))
+    })
     deps.configs.forget(computer.id)
     deps.forgetJobs(computer.id)
     // The row goes before the files: files without a row, after a crash or a failure here, are cleared away later.
@@ -117,7 +126,7 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
       deleting.add(computer.id)
       try {
         await deps.builds.cancel(computer.id)
-        await registry.of(computer).stop()
+        await registry.of(computer).stop('deleted')
         await discard(computer)
       } finally {
         deleting.delete(computer.id)

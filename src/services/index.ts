@@ -49,6 +49,7 @@ import { createOrbMetrics, createSystem } from './system.ts'
 import type { Services } from './types.ts'
 import { createUsage, keepSeen } from './usage.ts'
 import { openVault } from './vault.ts'
+import { createWebhooks } from './webhooks/webhooks.ts'
 
 /** How often orb looks whether its firewall rules are still there. */
 const RULES_CHECK_MS = 60_000
@@ -116,8 +117,10 @@ export async function startServices(settings: Settings): Promise<RunningServices
     replica: null,
   })
 
+  const { outbox, ...webhooks } = createWebhooks({ store, vault, metrics, allowPrivate })
   const registry = new Registry({
     store,
+    outbox,
     runtime,
     metrics,
     slots: new Slots(availableParallelism()),
@@ -210,6 +213,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     computers: createComputers({
       settings,
       store,
+      outbox,
       runtime,
       registry,
       configs,
@@ -249,6 +253,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     github: createGitHub({ settings, store, accounts, builds, findComputer, version: VERSION }),
     usage: createUsage({ settings, usage: store.usage, findComputer }),
     cron,
+    webhooks,
     system: createSystem({
       store,
       dataDir: settings.dataDir,
@@ -275,6 +280,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     usualWindowMs: settings.idleTimeoutMs || Number.POSITIVE_INFINITY,
   })
   await cron.start()
+  webhooks.start()
   const janitor = new Janitor({ runtime, store, registry })
 
   const rules = setInterval(() => {
@@ -291,6 +297,8 @@ export async function startServices(settings: Settings): Promise<RunningServices
       stopIdleSleep()
       for (const life of registry.all()) life.ladder.stop()
       await Promise.all([proxy.stop(graceMs), cron.stop(graceMs), others])
+      await Promise.all([proxy.stop(graceMs), others])
+      await webhooks.stop()
       await dns.stop()
       await janitor.stop()
       const stopSeen = await seen

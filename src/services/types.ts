@@ -1,4 +1,11 @@
-import type { AgentState, CronRunStatus, FailureReason, KeyRole, SleepReason } from '../store/types.ts'
+import type {
+  AgentState,
+  CronRunStatus,
+  FailureReason,
+  KeyRole,
+  SleepReason,
+  WebhookDeliveryStatus,
+} from '../store/types.ts'
 
 /** Who is calling: every service function that touches an organisation's objects takes one. */
 export interface Principal {
@@ -365,6 +372,33 @@ export interface DisconnectView {
   secret_deleted: boolean
 }
 
+/** Orb Cloud contract §16. */
+export interface WebhookInput {
+  url: string
+  events: string[]
+  /** Key of its signatures; made by orb when absent. */
+  secret?: string
+}
+
+export interface WebhookView {
+  id: string
+  url: string
+  events: string[]
+  active: boolean
+  disabled_reason: string | null
+  created_at: string
+}
+
+/** One event for one webhook. */
+export interface WebhookDeliveryView {
+  event_id: string
+  type: string
+  created_at: string
+  status: WebhookDeliveryStatus
+  attempts: { at: string; response_status: number | null; error: string | null; duration_ms: number }[]
+  next_attempt_at: string | null
+}
+
 /** What `api/` calls. Every function throws OrbError and nothing else that a client may see. */
 export interface Services {
   accounts: {
@@ -457,6 +491,13 @@ export interface Services {
   usage: {
     read(who: Principal, query: UsageQuery): UsageView
     stats(who: Principal, id: string, window: StatsWindow): StatsView
+  }
+  webhooks: {
+    create(who: Principal, input: WebhookInput): Omit<WebhookView, 'disabled_reason'> & { secret: string }
+    list(who: Principal): { webhooks: WebhookView[]; total: number }
+    remove(who: Principal, id: string): { id: string; deleted: true }
+    /** Newest event first, `limit` of them at most. */
+    deliveries(who: Principal, id: string, limit: number): { webhook_id: string; deliveries: WebhookDeliveryView[] }
   }
   system: {
     health(): { httpStatus: 200 | 503; body: Record<string, unknown> }

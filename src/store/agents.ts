@@ -1,5 +1,5 @@
 import type { Database, SQLQueryBindings } from 'bun:sqlite'
-import type { AgentPhase, AgentRow, UsageEvent } from './types.ts'
+import type { AgentRow, UsageEvent } from './types.ts'
 import type { UsageRepository } from './usage.ts'
 
 const COLUMNS: { [field in keyof AgentRow]: string } = {
@@ -48,13 +48,6 @@ export function agentRepository(db: Database, usage: UsageRepository) {
     usage.entered(computerId, 'stopping', {}, at)
     return remove.run({ computerId }).changes > 0
   })
-  const enter = db.transaction(
-    (computerId: string, phase: AgentPhase, event: UsageEvent, at: number, update: () => boolean): boolean => {
-      if (!update()) return false
-      usage.entered(computerId, phase, event, at)
-      return true
-    },
-  )
   return {
     get(computerId: string): AgentRow | null {
       const row = get.get({ computerId })
@@ -68,6 +61,7 @@ export function agentRepository(db: Database, usage: UsageRepository) {
      * been overtaken and must stop.
      * @param survives `power cut`: on disk when this returns; `crash`: another process sees it from now on, a power cut may
      *   take it, with whatever was written after it. That waits for no disk.
+     * @param alongside stores in the same transaction what belongs to the change; called only if that is made
      */
     update(
       computerId: string,
@@ -75,6 +69,7 @@ export function agentRepository(db: Database, usage: UsageRepository) {
       changes: AgentChanges,
       survives: 'power cut' | 'crash' = 'power cut',
       event: UsageEvent = {},
+      alongside?: () => void,
     ): boolean {
       const changed = Object.entries(COLUMNS).filter(([field]) => field !== 'computerId' && field in changes)
       if (changed.length === 0) return get.get({ computerId })?.generation === generation
@@ -82,11 +77,16 @@ export function agentRepository(db: Database, usage: UsageRepository) {
       const statement = db.query<void, SQLQueryBindings>(
         `UPDATE agents SET ${assignments.join(', ')} WHERE computer_id = $computerId AND generation = $heldGeneration`,
       )
-      const update = () => statement.run({ ...changes, computerId, heldGeneration: generation }).changes > 0
+      const change = () => statement.run({ ...changes, computerId, heldGeneration: generation }).changes > 0
       const { phase } = changes
-      if (phase === undefined) return survives === 'crash' ? unsynced(db, update) : update()
       const now = usage.now()
-      const run = () => enter.immediate(computerId, phase, event, now, update)
+      const together = db.transaction(() => {
+        if (!change()) return false
+        if (phase !== undefined) usage.entered(computerId, phase, event, now)
+        alongside?.()
+        return true
+      })
+      const run = phase !== undefined || alongside ? together.immediate : change
       return survives === 'crash' ? unsynced(db, run) : run()
     },
     /** False when there was none. */

@@ -198,6 +198,36 @@ export const MIGRATIONS: readonly string[] = [
   CREATE INDEX cron_runs_by_computer ON cron_runs (computer_id, fired_at);
   CREATE INDEX cron_runs_unfinished ON cron_runs (computer_id) WHERE finished_at IS NULL;
   `,
+  `
+  CREATE TABLE webhooks (
+    id TEXT PRIMARY KEY,
+    org_id TEXT NOT NULL REFERENCES orgs (id) ON DELETE CASCADE,
+    url TEXT NOT NULL,
+    events TEXT NOT NULL,
+    secret BLOB NOT NULL,
+    disabled_reason TEXT,
+    failures INTEGER NOT NULL,
+    created_at INTEGER NOT NULL
+  ) STRICT;
+  CREATE INDEX webhooks_by_org ON webhooks (org_id, created_at);
+
+  CREATE TABLE webhook_deliveries (
+    id INTEGER PRIMARY KEY,
+    webhook_id TEXT NOT NULL REFERENCES webhooks (id) ON DELETE CASCADE,
+    event_id TEXT NOT NULL,
+    type TEXT NOT NULL,
+    body TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('waiting', 'delivered', 'failed', 'dropped')),
+    next_at INTEGER CHECK ((next_at IS NULL) = (status <> 'waiting')),
+    ended_at INTEGER CHECK ((ended_at IS NULL) = (status = 'waiting')),
+    attempts TEXT NOT NULL
+  ) STRICT;
+  CREATE INDEX webhook_deliveries_by_webhook ON webhook_deliveries (webhook_id, id);
+  CREATE INDEX webhook_deliveries_due ON webhook_deliveries (webhook_id, next_at) WHERE next_at IS NOT NULL;
+  CREATE INDEX webhook_deliveries_waiting ON webhook_deliveries (webhook_id, id) WHERE next_at IS NOT NULL;
+  CREATE INDEX webhook_deliveries_ended ON webhook_deliveries (webhook_id, ended_at) WHERE ended_at IS NOT NULL;
+  `,
 ]
 
 /**

@@ -9,13 +9,14 @@ import { type LlmCallRepository, llmCallRepository } from './llm-calls.ts'
 import { migrate } from './migrations.ts'
 import { type KeyRepository, keyRepository, type OrgRepository, orgRepository } from './orgs.ts'
 import { type UsageRepository, usageRepository } from './usage.ts'
+import { type WebhookRepository, webhookRepository } from './webhooks.ts'
 
 /** How long a statement waits for another process (`orb keys create` beside `orb serve`) before it fails. */
 const BUSY_TIMEOUT_MS = 10_000
 
 /**
  * The database. Every write is on disk when the call returns, but for an update that asks for less, `llmCalls`,
- * `usage.countCall` and the end of a cron run.
+ * `usage.countCall`, the end of a cron run and attempts of `webhooks`.
  */
 export interface Store {
   orgs: OrgRepository
@@ -30,6 +31,7 @@ export interface Store {
   llmCalls: LlmCallRepository
   usage: UsageRepository
   cron: CronRepository
+  webhooks: WebhookRepository
   /** Runs `work`, which must not be async, whole or not at all. */
   transaction<T>(work: () => T): T
   /** Throws when the database cannot be written. */
@@ -70,6 +72,7 @@ export function openStore(path: string): Store {
     llmCalls: llmCallRepository(db, quick),
     usage,
     cron: cronRepository(db, quick),
+    webhooks: webhookRepository(db, quick),
     transaction: (work) => db.transaction(work).immediate(),
     probe() {
       db.transaction(() => {

@@ -218,3 +218,51 @@ export interface CronRunRow {
   stderr: string | null
   error: string | null
 }
+
+export interface WebhookRow {
+  id: string
+  orgId: string
+  url: string
+  /** Types of events that it wants, `*` among them for all. */
+  events: string[]
+  /** Of its signatures, sealed. */
+  secret: Uint8Array
+  /** Why nothing is sent any more; null: it is active. */
+  disabledReason: string | null
+  /** Events in a row that could not be delivered with all attempts. */
+  failures: number
+  createdAt: number
+}
+
+export interface WebhookAttempt {
+  at: number
+  /** Of the receiver's answer, or null where none came. */
+  status: number | null
+  error: string | null
+  durationMs: number
+}
+
+/**
+ * - `waiting`: for its first attempt or the next one
+ * - `delivered`: the receiver has confirmed it
+ * - `failed`: no attempt is left
+ * - `dropped`: nothing is sent any more; too many waited, or the webhook was disabled
+ */
+export type WebhookDeliveryStatus = 'waiting' | 'delivered' | 'failed' | 'dropped'
+
+/** One event for one webhook. */
+export interface WebhookDeliveryRow {
+  /** Rises with the time of the event. */
+  id: number
+  webhookId: string
+  eventId: string
+  type: string
+  /** What is sent, byte for byte. */
+  body: string
+  createdAt: number
+  status: WebhookDeliveryStatus
+  /** Of one that waits: when the next attempt is due. */
+  nextAt: number | null
+  endedAt: number | null
+  attempts: WebhookAttempt[]
+}

@@ -13,6 +13,7 @@ import { githubRoutes } from './github.ts'
 import { keyRoutes } from './keys.ts'
 import { logRoutes } from './logs.ts'
 import { usageRoutes } from './usage.ts'
+import { webhookRoutes } from './webhooks.ts'
 
 /** Every route of the Orb Cloud contract. */
 export const cloudRoutes = (services: Services, settings: Settings): Route[] => [
@@ -28,4 +29,5 @@ export const cloudRoutes = (services: Services, settings: Settings): Route[] => 
   ...githubRoutes(services),
   ...usageRoutes(services),
   ...cronRoutes(services),
+  ...webhookRoutes(services),
 ]

@@ -21,6 +21,8 @@ import type {
   Services,
   StatsView,
   UsageView,
+  WebhookDeliveryView,
+  WebhookView,
 } from '../../services/types.ts'
 
 /** Compiles only if both types are the same: the documentation cannot part from what services answer. */
@@ -366,5 +368,42 @@ export const stats = z.object({
   avg_restore_ms: count.nullable(),
 })
 same<z.infer<typeof stats>, StatsView>(true)
+const webhookFields = {
+  id: z.string(),
+  url: z.string(),
+  events: z.array(z.string()),
+  active: z.boolean(),
+  created_at: time,
+}
+
+export const createdWebhook = z.object({
+  ...webhookFields,
+  secret: z.string().meta({ description: 'Key of the signatures; it is shown this one time' }),
+})
+same<z.infer<typeof createdWebhook>, ReturnType<Services['webhooks']['create']>>(true)
+
+const webhook = z.object({ ...webhookFields, disabled_reason: z.string().nullable() }).meta({ id: 'Webhook' })
+same<z.infer<typeof webhook>, WebhookView>(true)
+
+export const webhookList = z.object({ webhooks: z.array(webhook), total: count })
+
+export const deletedWebhook = z.object({ id: z.string(), deleted: z.literal(true) })
+same<z.infer<typeof deletedWebhook>, ReturnType<Services['webhooks']['remove']>>(true)
+
+const webhookDelivery = z
+  .object({
+    event_id: z.string(),
+    type: z.string(),
+    created_at: time,
+    status: z.enum(['waiting', 'delivered', 'failed', 'dropped']),
+    attempts: z.array(
+      z.object({ at: time, response_status: z.int().nullable(), error: z.string().nullable(), duration_ms: count }),
+    ),
+    next_attempt_at: time.nullable(),
+  })
+  .meta({ id: 'WebhookDelivery' })
+same<z.infer<typeof webhookDelivery>, WebhookDeliveryView>(true)
+
+export const webhookDeliveries = z.object({ webhook_id: z.string(), deliveries: z.array(webhookDelivery) })
 
 export const failure = z.looseObject({ error: z.string(), message: z.string() }).meta({ id: 'Error' })

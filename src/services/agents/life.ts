@@ -8,8 +8,9 @@ import { Activity } from './activity.ts'
 import { Habits } from './habits.ts'
 import { Ladder, type LadderOptions } from './ladder.ts'
 import { agentFailed, decide, isSettled, type Step, type Wish } from './machine.ts'
+import type { WakeReason } from './news.ts'
 import { chooseSleep } from './policy.ts'
-import { AgentRecord } from './record.ts'
+import { AgentRecord, type Outbox } from './record.ts'
 import { isAtRest, type RecoveryContext, recoverAgent, type Since, shouldRest } from './recovery.ts'
 import { situationOf } from './situation.ts'
 import type { Slots } from './slots.ts'
@@ -17,6 +18,7 @@ import { AgentTree, type Slept, type TreeDeps } from './tree.ts'
 
 export interface LifeDeps extends TreeDeps {
   store: Store
+  outbox: Outbox
   slots: Slots
   ladder: LadderOptions
   /** Why this host cannot checkpoint, or null when it can. */
@@ -80,7 +82,7 @@ export class Life {
     readonly computer: ComputerRow,
   ) {
     const { runtime, store } = deps
-    this.record = new AgentRecord(store.agents, computer, runtime.paths(computer))
+    this.record = new AgentRecord(store.agents, computer, runtime.paths(computer), deps.outbox)
     this.ladder = new Ladder(deps.ladder, {
       maySleep: () => this.holds === 0 && deps.maySleep(computer) && !this.deletion.signal.aborted,
       cpuUs: () => runtime.agentCpuUs(computer),
@@ -130,7 +132,7 @@ export class Life {
   /* ---- wishes ---- */
 
   /** Undefined: the agent runs and nothing is under way. Else resolves when it runs. Rejects with OrbError. */
-  wake(reason: 'llm' | 'http' | 'manual' | 'build'): Promise<void> | undefined {
+  wake(reason: WakeReason): Promise<void> | undefined {
     if (this.running) return undefined
     this.unwantedDump?.abort()
     this.stopReclaim.abort()
@@ -235,12 +237,12 @@ export class Life {
     return this.serial(async () => {
       const before = this.row()
       const row = this.record.fresh(codeVersion)
-      this.record.put(row, (store) =>
+      const within = (store: () => void) =>
         this.deps.store.transaction(() => {
           commit()
           store()
-        }),
-      )
+        })
+      this.record.put(row, within, { end: 'replaced' })
       if (before && before.phase !== 'failed') this.record.say('replaced')
       await this.tree.clear(before)
       await this.tree.spawn(row)
@@ -249,14 +251,14 @@ export class Life {
   }
 
   /** Kills everything in the computer and forgets the agent. Returns whether one was live. */
-  stop(): Promise<boolean> {
+  stop(end: 'restart' | 'deleted'): Promise<boolean> {
     // Whatever could not be mended is ended: a computer that cannot be brought up can still be deleted.
-    return this.turn(() => this.mendingAfter(() => this.stopNow()))
+    return this.turn(() => this.mendingAfter(() => this.stopNow(end)))
   }
 
-  private async stopNow(): Promise<boolean> {
+  private async stopNow(end: 'restart' | 'deleted'): Promise<boolean> {
     const row = this.row()
-    if (row) this.record.step(row, { phase: 'stopping' })
+    if (row) this.record.step(row, { phase: 'stopping' }, { end })
     await this.deps.runtime.killAll(this.computer)
     await this.tree.clear(row)
     this.record.forget()
@@ -329,7 +331,7 @@ export class Life {
 
   /* ---- turns ---- */
 
-  private async wakeNow(reason: string): Promise<{ woken: boolean; restoreMs: number | null }> {
+  private async wakeNow(reason: WakeReason): Promise<{ woken: boolean; restoreMs: number | null }> {
     const row = this.record.existing()
     const step = this.stepFor(row, 'wake')
     if (!step) return { woken: false, restoreMs: null }

@@ -4,12 +4,21 @@ import { appendOrbLine } from '../../runtime/log-file.ts'
 import type { LogSource } from '../../runtime/logs.ts'
 import type { ComputerPaths } from '../../runtime/paths.ts'
 import type { AgentRepository } from '../../store/agents.ts'
-import type { AgentRow, ComputerRow, UsageEvent } from '../../store/types.ts'
+import type { AgentRow, ComputerRow } from '../../store/types.ts'
+import { type AgentNews, type Circumstances, newsOf } from './news.ts'
 
 /** Whether an exit is that of the agent in the row, and not of one before it. Clocks may jump; the number of a start does not. */
 export const isExitOf = (row: AgentRow, exit: Exit | null): exit is Exit => {
   if (exit === null) return false
   return exit.life === null ? exit.at >= (row.startedAt ?? 0) : exit.life === row.startedAt
+}
+
+/** Where others are told of agents. */
+export interface Outbox {
+  /** Whether anybody of the organisation wants to be told. */
+  isWatched(orgId: string): boolean
+  /** Within the transaction that stores what it is about. */
+  tell(computer: ComputerRow, news: AgentNews): void
 }
 
 /** What is written down of one agent: its row in the database, and orb's lines in its log. */
@@ -21,6 +30,7 @@ export class AgentRecord {
     private readonly agents: AgentRepository,
     private readonly computer: ComputerRow,
     private readonly paths: ComputerPaths,
+    private readonly outbox: Outbox,
   ) {}
 
   /** As it stands, transitions included. */
@@ -58,30 +68,58 @@ export class AgentRecord {
   }
 
   /** Puts the row in place of the former one; with `within` in one transaction with what that stores. */
-  put(row: AgentRow, within: (store: () => void) => void = (store) => store(), usage?: UsageEvent): void {
-    within(() => this.agents.put(row, usage))
+  put(row: AgentRow, within: (store: () => void) => void = (store) => store(), how: Circumstances = {}): void {
+    const tell = this.telling(row, how)
+    within(() => {
+      this.agents.put(row, how)
+      tell?.()
+    })
     this.current = row
   }
 
-  /** Sets fields of the agent, if it still has the generation of `row`. @throws OrbError internal when it was overtaken */
-  save(row: AgentRow, changes: Partial<AgentRow>, survives?: 'power cut' | 'crash', usage?: UsageEvent): void {
+  /**
+   * Sets fields of the agent, if it still has the generation of `row`, and has others told what that means.
+   * @throws OrbError internal when it was overtaken
+   */
+  save(
+    row: AgentRow,
+    changes: Partial<AgentRow>,
+    how: Circumstances = {},
+    survives: 'power cut' | 'crash' = 'power cut',
+  ): void {
     const { computerId: _, ...fields } = changes
-    if (!this.agents.update(this.computer.id, row.generation, fields, survives, usage)) {
+    const after = { ...(this.row() ?? row), ...fields }
+    if (!this.agents.update(this.computer.id, row.generation, fields, survives, how, this.telling(after, how))) {
       throw new OrbError('internal', 'the agent was changed by somebody else meanwhile')
     }
-    this.current = { ...(this.row() ?? row), ...fields }
+    this.current = after
   }
 
   /** Begins a transition: the fields, and the next generation, which the returned row holds. */
-  step(row: AgentRow, changes: Partial<AgentRow>, survives?: 'power cut' | 'crash', usage?: UsageEvent): AgentRow {
+  step(
+    row: AgentRow,
+    changes: Partial<AgentRow>,
+    how: Circumstances = {},
+    survives: 'power cut' | 'crash' = 'power cut',
+  ): AgentRow {
     const generation = row.generation + 1
-    this.save(row, { ...changes, generation }, survives, usage)
+    this.save(row, { ...changes, generation }, how, survives)
     return { ...row, ...changes, generation }
   }
 
   forget(): void {
     this.agents.remove(this.computer.id)
     this.current = null
+  }
+
+  /** Undefined when nobody is to be told anything: a wake must not pay for what nobody wants to know. */
+  private telling(after: AgentRow, how: Circumstances): (() => void) | undefined {
+    if (!this.outbox.isWatched(this.computer.orgId)) return undefined
+    const news = newsOf(this.row(), after, how)
+    if (news.length === 0) return undefined
+    return () => {
+      for (const one of news) this.outbox.tell(this.computer, one)
+    }
   }
 
   /** A line of orb's own in the computer's log. */

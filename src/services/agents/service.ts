@@ -191,7 +191,7 @@ export function createAgents(deps: AgentsDeps): Services['agents'] & { redeploy(
 
     async restart(who, id) {
       const life = lifeOf(who, id)
-      const live = await life.stop()
+      const live = await life.stop('restart')
       return { computer_id: life.computer.id, restarted: true, killed_agents: live ? 1 : 0 }
     },
   }

@@ -9,6 +9,7 @@ import type { Metrics } from '../metrics.ts'
 import type { Habits } from './habits.ts'
 import { Images } from './images.ts'
 import { agentFailed } from './machine.ts'
+import type { WakeReason } from './news.ts'
 import { type AgentRecord, isExitOf } from './record.ts'
 
 /** Exit code of a tree that was killed before its pid 1 could write one down: 128 + SIGKILL. */
@@ -71,7 +72,7 @@ export class AgentTree {
   }
 
   /** Starts the agent of a row that was put already. @throws OrbError spawn_failed; the row says so too */
-  async spawn(row: AgentRow, note = ''): Promise<void> {
+  async spawn(row: AgentRow, start: 'deploy' | 'recovery' = 'deploy'): Promise<void> {
     const { runtime } = this.deps
     this.habits.startedAnew()
     try {
@@ -82,12 +83,12 @@ export class AgentTree {
       const message = messageOf(thrown)
       await runtime.killAgent(this.computer)
       this.record.say(`could not be started: ${message}`)
-      this.record.save(row, { phase: 'failed', failureReason: 'exit', failureMessage: message })
+      this.record.save(row, { phase: 'failed', failureReason: 'exit', failureMessage: message }, { start })
       throw new OrbError('spawn_failed', message, {}, { cause: thrown })
     }
     const pid = runtime.agentPid(this.computer)
-    this.record.save(row, { phase: 'running', pid })
-    this.record.say(`spawned pid ${pid}${note}`)
+    this.record.save(row, { phase: 'running', pid }, { start })
+    this.record.say(`spawned pid ${pid}${start === 'recovery' ? ' (recovery)' : ''}`)
     this.watch()
     await Promise.race([new Promise<void>((resolve) => this.ended.push(resolve)), Bun.sleep(EARLY_EXIT_MS)])
     await this.noticeEnd()
@@ -102,8 +103,9 @@ export class AgentTree {
     runtime.network.unlock(this.computer.shortId)
     runtime.thawAgent(this.computer)
     this.oomKillsBefore = runtime.oomKills(this.computer)
-    const running = { phase: 'running', pid: runtime.agentPid(this.computer), sleepReason: null } as const
-    this.record.step(row, running, undefined, usage)
+    const failed = { failureReason: null, failureMessage: null }
+    const pid = runtime.agentPid(this.computer)
+    this.record.step(row, { phase: 'running', pid, sleepReason: null, ...failed }, usage)
     this.watch()
     if (row.image) this.images.dropLater(row.image)
   }
@@ -156,7 +158,7 @@ export class AgentTree {
     // With what it takes to read its memory from swap this would say too much of the next one.
     this.habits.dumped(wasReclaimed ? null : durationMs)
     const asleep = { phase: 'checkpointed', pid: null, imageBytes: written.bytes, failureMessage: null } as const
-    this.record.save(begun, asleep, undefined, { checkpoint: true })
+    this.record.save(begun, asleep, { durationMs, checkpoint: true })
     this.record.say(`checkpointed (${reason}), ${written.bytes} bytes in ${durationMs} ms`)
     this.images.syncLater(image)
     metrics.inc('orb_checkpoints_total', { kind: 'full', reason })
@@ -186,7 +188,7 @@ export class AgentTree {
     const message = thrown instanceof CriuError ? thrown.reason : messageOf(thrown)
     const phase = stay ? 'frozen' : 'running'
     const goesOn = { phase, image: null, sleepReason: null, failureMessage: message } as const
-    this.record.save(begun, goesOn, undefined, { failed: true })
+    this.record.save(begun, goesOn, { failed: true })
     this.record.say(`checkpoint failed: ${message}`)
     if (isNoSpace(thrown)) return noSpace(message, thrown)
     return new OrbError('checkpoint_failed', `${message}; the agent runs on`, {}, { cause: thrown })
@@ -199,19 +201,19 @@ export class AgentTree {
   }
 
   /** From disk to RAM. Returns how long it took, in ms. @throws OrbError restore_failed; the image is kept */
-  async restore(row: AgentRow, reason: string): Promise<number> {
+  async restore(row: AgentRow, reason: WakeReason): Promise<number> {
     const { runtime, metrics } = this.deps
     const { image } = row
     if (image === null) throw new OrbError('restore_failed', 'the agent has no checkpoint')
     // Somebody waits: neither this nor what follows waits for a disk. After a power cut there is no process, and then a
     // row that still says `checkpointed` leads to the same as `restoring`, or `running`, does.
-    const begun = this.record.step(row, { phase: 'restoring' }, 'crash')
+    const begun = this.record.step(row, { phase: 'restoring' }, {}, 'crash')
     const held = () => this.deps.heldConnections(this.computer.id)
     const restored = await runtime.checkpoints.restore(this.computer, image, !this.ownImage, held).catch((thrown) => {
       metrics.inc('orb_checkpoint_failures_total', { op: 'restore' })
       const message = thrown instanceof CriuError ? thrown.reason : messageOf(thrown)
       const failed = { phase: 'failed', pid: null, failureReason: 'restore_failed', failureMessage: message } as const
-      this.record.save(begun, failed, undefined, { failed: true })
+      this.record.save(begun, failed, { failed: true })
       this.record.say(`restore failed: ${message}; the checkpoint is kept`)
       this.images.syncLater(image)
       const told = `${message}; the checkpoint is kept and promote tries it again`
@@ -229,7 +231,7 @@ export class AgentTree {
       llmOutstanding: false,
       lastWakeMs,
     }
-    this.record.save(begun, awake, 'crash', { restoreMs: lastWakeMs })
+    this.record.save(begun, awake, { wake: reason, durationMs: lastWakeMs, restoreMs: lastWakeMs }, 'crash')
     this.watch()
     this.owner.awoke()
     this.record.say(`restored (${reason}) in ${lastWakeMs} ms`)
@@ -264,7 +266,7 @@ export class AgentTree {
     const since = isExitOf(row, exit) && exit.at < startedAt ? 0 : startedAt
     const tail = await stderrTail(this.record.logSource, since)
     const ended = { phase: 'failed', pid: null, image: null, exitCode, failureReason, stderrTail: tail } as const
-    this.record.step(row, ended, undefined, { at })
+    this.record.step(row, ended, { at })
     this.record.say(oom ? `killed: out of memory (exit code ${exitCode})` : `exited with code ${exitCode}`)
   }
 
