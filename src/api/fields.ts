@@ -47,6 +47,12 @@ export const textMap = (maxBytes: number) =>
     must('an object of strings'),
   )
 
+/** At least one of `item`. */
+export const list = <S extends z.ZodType>(item: S, of: string) => {
+  const error = must(`a list of ${of}, at least one`)
+  return z.array(item, error).min(1, error)
+}
+
 export const table = () => z.record(z.string(), z.unknown(), must('an object'))
 
 /** An integer in a query string. */

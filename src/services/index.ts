@@ -296,9 +296,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       clearInterval(rules)
       stopIdleSleep()
       for (const life of registry.all()) life.ladder.stop()
-      await Promise.all([proxy.stop(graceMs), cron.stop(graceMs), others])
-      await Promise.all([proxy.stop(graceMs), others])
-      await webhooks.stop()
+      await Promise.all([proxy.stop(graceMs), cron.stop(graceMs), others, webhooks.stop()])
       await dns.stop()
       await janitor.stop()
       const stopSeen = await seen

@@ -2,7 +2,7 @@ import { z } from 'zod'
 import type { Services } from '../../services/types.ts'
 import { ALL_EVENTS, EVENT_TYPES } from '../../services/webhooks/outbox.ts'
 import { MAX_URL_CHARACTERS } from '../../services/webhooks/target.ts'
-import { oneOf, queryInteger, text } from '../fields.ts'
+import { list, oneOf, queryInteger, text } from '../fields.ts'
 import { keyRoute, type Route } from '../route.ts'
 import { createdWebhook, deletedWebhook, webhookDeliveries, webhookList } from './schemas.ts'
 
@@ -10,9 +10,7 @@ import { createdWebhook, deletedWebhook, webhookDeliveries, webhookList } from '
 const DEFAULT_DELIVERIES = 100
 const MAX_DELIVERIES = 1100
 
-const events = z
-  .array(oneOf([...EVENT_TYPES, ALL_EVENTS]), 'must be a list of event types')
-  .min(1, 'must name at least one event type')
+const events = list(oneOf([...EVENT_TYPES, ALL_EVENTS]), 'event types')
 
 export const webhookRoutes = ({ webhooks }: Services): Route[] => [
   keyRoute({
