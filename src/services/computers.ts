@@ -49,23 +49,19 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
       const id = randomUUID()
       const shortId = id.slice(0, SHORT_ID_LENGTH)
       if (store.computers.get(shortId)) continue
-      return store.transaction(() => {
-        const computer = store.computers.insert({
-          id,
-          shortId,
-          orgId: who.orgId,
-          name: input.name,
-          runtimeMb: input.runtime_mb,
-          diskMb: input.disk_mb,
-          userId: input.user_id,
-          swarmId: null,
-          replicaIndex: null,
-          base: runtime.base.name,
-          createdAt: now,
-          updatedAt: now,
-        })
-        outbox.tell(computer, computerNews('computer.created', computer))
-        return computer
+      return store.computers.insert({
+        id,
+        shortId,
+        orgId: who.orgId,
+        name: input.name,
+        runtimeMb: input.runtime_mb,
+        diskMb: input.disk_mb,
+        userId: input.user_id,
+        swarmId: null,
+        replicaIndex: null,
+        base: runtime.base.name,
+        createdAt: now,
+        updatedAt: now,
       })
     }
   }
@@ -80,8 +76,8 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
     // The next computer of this slot has its address.
     deps.outbound.forget(computer)
     store.transaction(() => {
-      store.computers.remove(computer.id)
-      outbox.tell(computer, computerNews('computer.destroyed', computer))
+      const removed = store.computers.remove(computer.id)
+      if (removed) outbox.tell(computer, computerNews('computer.destroyed', computer))
     })
     deps.configs.forget(computer.id)
     deps.forgetJobs(computer.id)
@@ -99,7 +95,11 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
       if (store.computers.total() >= Network.capacity(networkOf(settings))) {
         throw new OrbError('no_capacity', `all addresses of ${settings.subnet.text} are in use`)
       }
-      const computer = insert(who, input)
+      const computer = store.transaction(() => {
+        const computer = insert(who, input)
+        outbox.tell(computer, computerNews('computer.created', computer))
+        return computer
+      })
       try {
         await runtime.up(computer)
         return view(computer)

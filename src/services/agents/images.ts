@@ -49,7 +49,7 @@ export class Images {
     if (!row) return
     const failureReason = 'restore_failed'
     const failed = { phase: 'failed', pid: null, failureReason, failureMessage: PAGES_LOST } as const
-    this.record.step(row, failed, { failed: true })
+    this.record.step(row, failed, undefined, { failed: true })
     await this.deps.runtime.killAgent(this.computer)
     this.deps.dropConnections(this.computer.id)
     this.record.say(`restore failed: ${PAGES_LOST}`)

@@ -258,7 +258,7 @@ export class Life {
 
   private async stopNow(end: 'restart' | 'deleted'): Promise<boolean> {
     const row = this.row()
-    if (row) this.record.step(row, { phase: 'stopping' }, { end })
+    if (row) this.record.step(row, { phase: 'stopping' }, undefined, { end })
     await this.deps.runtime.killAll(this.computer)
     await this.tree.clear(row)
     this.record.forget()

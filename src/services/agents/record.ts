@@ -81,12 +81,7 @@ export class AgentRecord {
    * Sets fields of the agent, if it still has the generation of `row`, and has others told what that means.
    * @throws OrbError internal when it was overtaken
    */
-  save(
-    row: AgentRow,
-    changes: Partial<AgentRow>,
-    how: Circumstances = {},
-    survives: 'power cut' | 'crash' = 'power cut',
-  ): void {
+  save(row: AgentRow, changes: Partial<AgentRow>, survives?: 'power cut' | 'crash', how: Circumstances = {}): void {
     const { computerId: _, ...fields } = changes
     const after = { ...(this.row() ?? row), ...fields }
     if (!this.agents.update(this.computer.id, row.generation, fields, survives, how, this.telling(after, how))) {
@@ -96,14 +91,9 @@ export class AgentRecord {
   }
 
   /** Begins a transition: the fields, and the next generation, which the returned row holds. */
-  step(
-    row: AgentRow,
-    changes: Partial<AgentRow>,
-    how: Circumstances = {},
-    survives: 'power cut' | 'crash' = 'power cut',
-  ): AgentRow {
+  step(row: AgentRow, changes: Partial<AgentRow>, survives?: 'power cut' | 'crash', how: Circumstances = {}): AgentRow {
     const generation = row.generation + 1
-    this.save(row, { ...changes, generation }, how, survives)
+    this.save(row, { ...changes, generation }, survives, how)
     return { ...row, ...changes, generation }
   }
 

@@ -78,7 +78,7 @@ export async function recoverAgent(context: RecoveryContext, since: Since): Prom
       await tree.clear({ ...row, image: null })
       const failureMessage = 'the checkpoint is not whole'
       const lost = { phase: 'failed', pid: null, failureReason: 'restore_failed', failureMessage } as const
-      record.step(row, lost, { failed: true })
+      record.step(row, lost, undefined, { failed: true })
       record.say('its checkpoint is not whole: it cannot be restored')
       return undefined
     }
@@ -109,7 +109,7 @@ function sleepOn(context: RecoveryContext, row: AgentRow, since: Since): Rest | 
   const { runtime, computer, slots, record, tree } = context
   const dumped = row.phase === 'checkpointing'
   const usage = dumped ? { checkpoint: true, at: runtime.checkpoints.times(computer, row.image).dumpedAt } : undefined
-  const asleep = record.step(row, { phase: 'checkpointed', pid: null }, usage)
+  const asleep = record.step(row, { phase: 'checkpointed', pid: null }, undefined, usage)
   if (row.image) tree.images.syncLater(row.image)
   if (!since.restarted || !row.llmOutstanding) return undefined
   // Its connections died with the orb that held them. Once it wakes it sees a reset, and its client library asks again.

@@ -83,11 +83,12 @@ export class AgentTree {
       const message = messageOf(thrown)
       await runtime.killAgent(this.computer)
       this.record.say(`could not be started: ${message}`)
-      this.record.save(row, { phase: 'failed', failureReason: 'exit', failureMessage: message }, { start })
+      const failed = { phase: 'failed', failureReason: 'exit', failureMessage: message } as const
+      this.record.save(row, failed, undefined, { start })
       throw new OrbError('spawn_failed', message, {}, { cause: thrown })
     }
     const pid = runtime.agentPid(this.computer)
-    this.record.save(row, { phase: 'running', pid }, { start })
+    this.record.save(row, { phase: 'running', pid }, undefined, { start })
     this.record.say(`spawned pid ${pid}${start === 'recovery' ? ' (recovery)' : ''}`)
     this.watch()
     await Promise.race([new Promise<void>((resolve) => this.ended.push(resolve)), Bun.sleep(EARLY_EXIT_MS)])
@@ -103,9 +104,10 @@ export class AgentTree {
     runtime.network.unlock(this.computer.shortId)
     runtime.thawAgent(this.computer)
     this.oomKillsBefore = runtime.oomKills(this.computer)
+    // It may be one whose restore was tried again after a failure.
     const failed = { failureReason: null, failureMessage: null }
     const pid = runtime.agentPid(this.computer)
-    this.record.step(row, { phase: 'running', pid, sleepReason: null, ...failed }, usage)
+    this.record.step(row, { phase: 'running', pid, sleepReason: null, ...failed }, undefined, usage)
     this.watch()
     if (row.image) this.images.dropLater(row.image)
   }
@@ -158,7 +160,7 @@ export class AgentTree {
     // With what it takes to read its memory from swap this would say too much of the next one.
     this.habits.dumped(wasReclaimed ? null : durationMs)
     const asleep = { phase: 'checkpointed', pid: null, imageBytes: written.bytes, failureMessage: null } as const
-    this.record.save(begun, asleep, { durationMs, checkpoint: true })
+    this.record.save(begun, asleep, undefined, { durationMs, checkpoint: true })
     this.record.say(`checkpointed (${reason}), ${written.bytes} bytes in ${durationMs} ms`)
     this.images.syncLater(image)
     metrics.inc('orb_checkpoints_total', { kind: 'full', reason })
@@ -188,7 +190,7 @@ export class AgentTree {
     const message = thrown instanceof CriuError ? thrown.reason : messageOf(thrown)
     const phase = stay ? 'frozen' : 'running'
     const goesOn = { phase, image: null, sleepReason: null, failureMessage: message } as const
-    this.record.save(begun, goesOn, { failed: true })
+    this.record.save(begun, goesOn, undefined, { failed: true })
     this.record.say(`checkpoint failed: ${message}`)
     if (isNoSpace(thrown)) return noSpace(message, thrown)
     return new OrbError('checkpoint_failed', `${message}; the agent runs on`, {}, { cause: thrown })
@@ -207,13 +209,13 @@ export class AgentTree {
     if (image === null) throw new OrbError('restore_failed', 'the agent has no checkpoint')
     // Somebody waits: neither this nor what follows waits for a disk. After a power cut there is no process, and then a
     // row that still says `checkpointed` leads to the same as `restoring`, or `running`, does.
-    const begun = this.record.step(row, { phase: 'restoring' }, {}, 'crash')
+    const begun = this.record.step(row, { phase: 'restoring' }, 'crash')
     const held = () => this.deps.heldConnections(this.computer.id)
     const restored = await runtime.checkpoints.restore(this.computer, image, !this.ownImage, held).catch((thrown) => {
       metrics.inc('orb_checkpoint_failures_total', { op: 'restore' })
       const message = thrown instanceof CriuError ? thrown.reason : messageOf(thrown)
       const failed = { phase: 'failed', pid: null, failureReason: 'restore_failed', failureMessage: message } as const
-      this.record.save(begun, failed, { failed: true })
+      this.record.save(begun, failed, undefined, { failed: true })
       this.record.say(`restore failed: ${message}; the checkpoint is kept`)
       this.images.syncLater(image)
       const told = `${message}; the checkpoint is kept and promote tries it again`
@@ -231,7 +233,7 @@ export class AgentTree {
       llmOutstanding: false,
       lastWakeMs,
     }
-    this.record.save(begun, awake, { wake: reason, durationMs: lastWakeMs, restoreMs: lastWakeMs }, 'crash')
+    this.record.save(begun, awake, 'crash', { wake: reason, durationMs: lastWakeMs, restoreMs: lastWakeMs })
     this.watch()
     this.owner.awoke()
     this.record.say(`restored (${reason}) in ${lastWakeMs} ms`)
@@ -266,7 +268,7 @@ export class AgentTree {
     const since = isExitOf(row, exit) && exit.at < startedAt ? 0 : startedAt
     const tail = await stderrTail(this.record.logSource, since)
     const ended = { phase: 'failed', pid: null, image: null, exitCode, failureReason, stderrTail: tail } as const
-    this.record.step(row, ended, { at })
+    this.record.step(row, ended, undefined, { at })
     this.record.say(oom ? `killed: out of memory (exit code ${exitCode})` : `exited with code ${exitCode}`)
   }
 
