@@ -4,7 +4,7 @@ import type { Settings } from '../config.ts'
 import { OrbError } from '../errors.ts'
 import { log } from '../log.ts'
 import type { Metrics } from '../services/metrics.ts'
-import type { Services } from '../services/types.ts'
+import type { Services, TerminalVisit } from '../services/types.ts'
 import { authenticate, authorize } from './auth.ts'
 import { climbingPath } from './cloud/files.ts'
 import { cloudRoutes } from './cloud/routes.ts'
@@ -41,6 +41,7 @@ export interface Connection {
   hasClimbingPath: boolean
   /** Sets how long the connection may stay without bytes; null: for ever. */
   allowIdle(seconds: number | null): void
+  upgrade(visit: TerminalVisit): boolean
 }
 
 export interface Api {
@@ -88,8 +89,10 @@ export function createApi(deps: ApiDeps): Api {
     const { id, connection } = exchange
     exchange.route = route
     try {
-      const who = route.access === 'public' ? null : await authenticate(request, services.accounts)
-      if (who) authorize(who, { access: route.access, method: route.method, computerId: params['id'] })
+      const who =
+        route.access === 'public' ? null : await authenticate(request, services.accounts, route.keyInQuery ?? false)
+      const changes = route.changes ?? route.method !== 'GET'
+      if (who) authorize(who, { access: route.access, changes, computerId: params['id'] })
       return await route.run({
         request,
         params,
@@ -100,6 +103,7 @@ export function createApi(deps: ApiDeps): Api {
         stopping: stopping.signal,
         setHeader: (name, value) => void exchange.headers.set(name, value),
         holdOpen: () => connection.allowIdle(null),
+        upgrade: (visit) => connection.upgrade(visit),
       })
     } catch (error) {
       return errorAnswer(isHangUp(error, request) ? new OrbError('invalid_request', 'the body was cut off') : error, id)

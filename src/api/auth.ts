@@ -15,9 +15,16 @@ export function bearer(request: Request): string | null {
   return match?.[1] ?? null
 }
 
-/** The caller of a request that needs a credential. Throws `unauthorized`. */
-export async function authenticate(request: Request, accounts: Services['accounts']): Promise<Principal> {
-  const credential = bearer(request)
+/**
+ * The caller of a request that needs a credential. Throws `unauthorized`.
+ * @param keyInQuery whether that may be the query parameter `key`: browsers cannot give a WebSocket a header
+ */
+export async function authenticate(
+  request: Request,
+  accounts: Services['accounts'],
+  keyInQuery = false,
+): Promise<Principal> {
+  const credential = bearer(request) ?? (keyInQuery ? new URL(request.url).searchParams.get('key') : null)
   if (credential === null) throw new OrbError('unauthorized', 'the header Authorization: Bearer <API key> is missing')
   return accounts.authenticate(credential)
 }
@@ -25,13 +32,13 @@ export async function authenticate(request: Request, accounts: Services['account
 /** Throws `forbidden` when the caller's key does not reach this far. */
 export function authorize(
   who: Principal,
-  call: { access: Access; method: string; computerId: string | undefined },
+  call: { access: Access; changes: boolean; computerId: string | undefined },
 ): void {
   const bound = /^deploy:(.+)$/.exec(who.scope)?.[1]
   if (who.scope !== 'full' && (call.access !== 'deploy' || !isSameComputer(bound, call.computerId))) {
     throw new OrbError('forbidden', 'this key may only deploy its own computer')
   }
-  if (who.role === 'viewer' && call.method !== 'GET') throw new OrbError('forbidden', 'a viewer may only read')
+  if (who.role === 'viewer' && call.changes) throw new OrbError('forbidden', 'a viewer may only read')
 }
 
 const isSameComputer = (bound: string | undefined, asked: string | undefined): boolean =>

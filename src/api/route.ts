@@ -1,6 +1,6 @@
 import type { z } from 'zod'
 import type { ErrorCode } from '../errors.ts'
-import type { Principal } from '../services/types.ts'
+import type { Principal, TerminalVisit } from '../services/types.ts'
 import type { Access } from './auth.ts'
 import { JSON_BODY_BYTES, readBody } from './body.ts'
 import { json } from './errors.ts'
@@ -24,6 +24,8 @@ export interface Call {
   setHeader(name: string, value: string): void
   /** Takes the idle limit off the connection; before work that may take long. */
   holdOpen(): void
+  /** Makes the connection a terminal's WebSocket, if the request is a proper one; the answer's status is then 101. */
+  upgrade(visit: TerminalVisit): boolean
 }
 
 export interface AuthorizedCall extends Call {
@@ -48,6 +50,10 @@ interface Description {
   /** Status of success; 200 if absent. */
   status?: number
   rawBody?: RawBody
+  /** Changes something though it is a GET: viewers may not. */
+  changes?: true
+  /** The credential may also come as the query parameter `key`. */
+  keyInQuery?: true
   /** Answers of other types than JSON: what each holds. */
   otherAnswers?: Record<string, string>
   /** A status of failure that has the same body as success. */

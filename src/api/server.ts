@@ -8,6 +8,7 @@ import { openFront, type PublicDirectory } from '../services/front.ts'
 import { type ApiDeps, type Connection, createApi, IDLE_SECONDS } from './app.ts'
 import { isClimbing } from './cloud/files.ts'
 import { errorAnswer } from './errors.ts'
+import { createTerminalSockets, type SocketData } from './terminal-socket.ts'
 
 /** More than the API takes, so that it answers itself in JSON before the parser cuts the connection. */
 const PARSER_HEAD_BYTES = 64 * 1024
@@ -22,6 +23,9 @@ const CHECKED_DEPTH = 48
 const NO_IDLE_LIMIT: object = { idleTimeout: 0 }
 
 const LOOPBACK = ['127.0.0.0/8', '::1'].flatMap((text) => parseCidr(text) ?? [])
+
+/** RFC 9110 §15.2.2. */
+const SWITCHED = 101
 
 /** Tells who sent a request: the front door's secret and the address. */
 const PEER_HEADER = 'x-orb-peer'
@@ -51,21 +55,25 @@ export function startApi(deps: ServerDeps): RunningApi {
   // An abstract socket needs no file, but every process of the host may connect to it: the secret tells the front door.
   const path = `\0orb-api-${randomUUID()}`
   const secret = randomUUID()
-  const answer = (request: Request, server: Server<undefined>, climbs: boolean) => {
+  const sockets = createTerminalSockets()
+  const answer = async (request: Request, server: Server<SocketData>, climbs: boolean) => {
     const address = peerOf(request, secret)
     if (address === null) return untold(new OrbError('forbidden', 'this is not the way in'))
     server.timeout(request, IDLE_SECONDS)
-    return api.answer(request, connectionOf(request, server, settings, address, climbs))
+    const answer = await api.answer(request, connectionOf(request, server, settings, address, climbs))
+    // The connection is a WebSocket's now.
+    return answer.status === SWITCHED ? undefined : answer
   }
   const options = {
     development: false,
     // Bodies are limited where they are read: 4 MiB of JSON, 200 MB of a file.
     maxRequestBodySize: Number.MAX_SAFE_INTEGER,
-    fetch: (request: Request, server: Server<undefined>) => answer(request, server, false),
+    websocket: sockets.handler,
+    fetch: (request: Request, server: Server<SocketData>) => answer(request, server, false),
     routes: Object.fromEntries(
       filePatterns().map((pattern) => [
         pattern,
-        (request: BunRequest, server: Server<undefined>) =>
+        (request: BunRequest, server: Server<SocketData>) =>
           answer(request, server, Object.values(request.params).some(isClimbing)),
       ]),
     ),
@@ -82,6 +90,7 @@ export function startApi(deps: ServerDeps): RunningApi {
     port: front.port,
     async stop(graceMs) {
       api.stop()
+      sockets.close()
       await Promise.all(fronts.map((one) => one.stop(graceMs)))
       await server.stop(true)
     },
@@ -123,7 +132,7 @@ function filePatterns(): string[] {
 
 function connectionOf(
   request: Request,
-  server: Server<undefined>,
+  server: Server<SocketData>,
   settings: Settings,
   peer: string,
   hasClimbingPath: boolean,
@@ -137,5 +146,6 @@ function connectionOf(
     isLocal: !isForwarded && (peer === 'unix' || LOOPBACK.some((block) => cidrContains(block, peer))),
     hasClimbingPath,
     allowIdle: (seconds) => server.timeout(request, seconds ?? 0),
+    upgrade: (visit) => server.upgrade(request, { data: { visit, keepAlive: null } }),
   }
 }

@@ -1,7 +1,7 @@
 import { loadSettings, type Settings } from '../config.ts'
 import { OrbError } from '../errors.ts'
 import { createOrbMetrics } from '../services/system.ts'
-import type { ComputerView, LogLine, Principal, Services } from '../services/types.ts'
+import type { ComputerView, LogLine, Principal, Services, TerminalClient, TerminalVisit } from '../services/types.ts'
 import { type RunningApi, startApi } from './server.ts'
 
 /** The computer that the fake services know, and the keys that they take. */
@@ -76,6 +76,26 @@ export function startTestApi(env: Record<string, string> = {}, overrides: Partia
     publicDirectory: { find: () => null },
   })
   return { running, calls, followed }
+}
+
+/** A terminal that shows what is typed, and closes with the words that follow `close`. */
+function echo(note: (name: string, ...args: unknown[]) => void): TerminalVisit {
+  let client: TerminalClient | null = null
+  return {
+    attach(attached) {
+      client = attached
+      client.show('hello ü')
+    },
+    type(bytes) {
+      const text = Buffer.from(bytes).toString()
+      const [, code, reason = ''] = /^close (\d+) (.*)$/.exec(text) ?? []
+      if (code) client?.close(Number(code), reason)
+      else client?.show(text)
+    },
+    resize: (size) => note('resize', size),
+    drained: () => undefined,
+    leave: () => note('leave'),
+  }
 }
 
 export function fakeServices(calls: FakeCall[], followed: { aborted: boolean }): Services {
@@ -253,6 +273,16 @@ export function fakeServices(calls: FakeCall[], followed: { aborted: boolean }):
         const output = status === 'error' ? null : ''
         const [exit_code, duration_ms] = status === 'error' ? [null, null] : [0, 1]
         return { run_id: 'run_1', status, exit_code, stdout: output, stderr: output, duration_ms, timed_out: false }
+      },
+    },
+    terminals: {
+      check: (_, id, session) => {
+        known(id)
+        if (session === 'one_too_many') throw new OrbError('too_many_sessions', 'too many')
+      },
+      async open(_, __, options) {
+        note('terminal', options)
+        return echo((name, ...args) => note(name, ...args))
       },
     },
     logs: {

@@ -4,6 +4,8 @@ import type { AppSocket, PublicComputer, Visit } from './ingress-types.ts'
 
 /** Where a request goes. */
 export interface Backend {
+  /** It closes its WebSockets when orb stops, with words that the clients are to hear. */
+  readonly closesWebSockets: boolean
   /** A connection for one request. Rejects with OrbError. `cancelled` is asked now and then. */
   connect(cancelled: () => boolean): Promise<Link>
   /** Asked before each write. Undefined: write now. Else resolves when it is time to ask again; rejects with OrbError. */
@@ -25,6 +27,8 @@ const NO_VISIT: Visit = { touch() {}, upgraded() {}, end() {} }
 
 /** The API of this process. */
 export class ApiBackend implements Backend {
+  readonly closesWebSockets = true
+
   constructor(private readonly path: string) {}
 
   connect(): Promise<Link> {
@@ -46,6 +50,8 @@ export class ApiBackend implements Backend {
 
 /** A program in a computer, which may be asleep. */
 export class AppBackend implements Backend {
+  readonly closesWebSockets = false
+
   constructor(
     private readonly computer: PublicComputer,
     private readonly port: number,

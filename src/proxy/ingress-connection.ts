@@ -57,9 +57,9 @@ export class ClientConnection implements ClientIo {
     socket.timeout(IDLE_S)
   }
 
-  /** A request is open on it; a WebSocket is none. */
+  /** A request is open on it; a WebSocket is none, unless it is closed from behind. */
   get busy(): boolean {
-    return this.exchange !== null && !this.tunnel
+    return this.exchange !== null && (!this.tunnel || this.exchange.closesWebSockets)
   }
 
   onData(bytes: Buffer): void {

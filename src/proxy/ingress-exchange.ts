@@ -75,6 +75,10 @@ export class Exchange implements LinkOwner {
     )
   }
 
+  get closesWebSockets(): boolean {
+    return this.backend.closesWebSockets
+  }
+
   /** To be called once `this` is known to the connection: it may end the exchange at once. */
   start(): void {
     this.backend

@@ -34,7 +34,7 @@ export interface FrontOptions {
 export interface Front {
   /** Null on a unix socket. */
   port: number | null
-  /** Takes no more requests, gives open ones `graceMs`, then cuts them; WebSockets are cut at once. */
+  /** Takes no more requests, gives open ones `graceMs`, then cuts them; WebSockets of apps are cut at once. */
   stop(graceMs: number): Promise<void>
 }
 

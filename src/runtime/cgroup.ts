@@ -15,7 +15,8 @@ import { HOST_ENVIRONMENT, run } from './command.ts'
 import { errnoCode } from './libc.ts'
 
 /** What a command beside the agent is for. */
-export type Purpose = 'exec' | 'build' | 'cron'
+export const PURPOSES = ['exec', 'build', 'cron', 'terminal'] as const
+export type Purpose = (typeof PURPOSES)[number]
 
 /** Parts of a computer: its pid 1, its agent's tree, and everything beside the agent, one cgroup a command. */
 export type Leaf = 'init' | 'agent' | `${Purpose}-${string}`
@@ -306,7 +307,7 @@ export class Cgroups {
   }
 
   /** Leaves of commands that still have processes, or had. */
-  commands(name: string, purposes: Purpose[]): Leaf[] {
+  commands(name: string, purposes: readonly Purpose[]): Leaf[] {
     return children(this.v2(name)).filter((child): child is Leaf =>
       purposes.some((purpose) => child.startsWith(`${purpose}-`)),
     )
@@ -314,7 +315,7 @@ export class Cgroups {
 
   /** Removes leaves whose last background process has ended; those in `inUse` may not have their first one yet. */
   sweepCommands(name: string, inUse: ReadonlySet<Leaf>): void {
-    for (const leaf of this.commands(name, ['exec', 'build', 'cron'])) {
+    for (const leaf of this.commands(name, PURPOSES)) {
       if (!inUse.has(leaf) && !this.isPopulated(name, leaf)) this.removeLeaf(name, leaf)
     }
   }

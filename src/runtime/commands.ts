@@ -1,8 +1,9 @@
 import { randomBytes } from 'node:crypto'
 import type { Cgroups, Leaf, Purpose } from './cgroup.ts'
-import { type LauncherFiles, type PrivateMounts, spawnCommand } from './launcher.ts'
+import { type LauncherFiles, type PrivateMounts, type Size, spawnCommand, spawnOnTerminal } from './launcher.ts'
 import { EXIT_TIMEOUT, Input, LiveCommand } from './live-command.ts'
 import { Head, type Output, Tail } from './output.ts'
+import { Terminal } from './terminal.ts'
 
 /** A command whose output is taken as it comes. */
 export interface LiveRequest {
@@ -23,6 +24,15 @@ export interface ExecRequest extends LiveRequest {
   keep?: 'start' | 'end'
   /** By which `killCommand` finds it; unique, of letters and digits. */
   id?: string
+}
+
+export interface TerminalRequest {
+  argv: string[]
+  env: Record<string, string>
+  cwd: string
+  size: Size
+  /** As for `Terminal.open`. */
+  onOutput(bytes: Uint8Array): void
 }
 
 export interface ExecResult {
@@ -94,6 +104,28 @@ export class Commands {
       const command = new LiveCommand(child, { stdin, timeoutMs, kill: () => this.cgroups.kill(name, leaf) })
       void command.ended.finally(over)
       return command
+    } catch (thrown) {
+      over()
+      throw thrown
+    }
+  }
+
+  /** Runs a command on a terminal of the computer. What it leaves in the background lives on as that of `run` does. */
+  async open(name: string, initPid: number, mounts: PrivateMounts, request: TerminalRequest): Promise<Terminal> {
+    const leaf = commandLeaf('terminal', randomBytes(6).toString('hex'))
+    const over = () => {
+      this.running.delete(leaf)
+      this.cgroups.removeLeaf(name, leaf)
+    }
+    this.running.add(leaf)
+    try {
+      this.cgroups.sweepCommands(name, this.running)
+      const { argv, env, cwd, size } = request
+      const cgroups = this.cgroups.joinFiles(name, leaf)
+      const options = { argv, env, cwd, cgroups, initPid, ...mounts }
+      const terminal = await Terminal.open(spawnOnTerminal(this.files, options, size), request.onOutput)
+      void terminal.ended.finally(over)
+      return terminal
     } catch (thrown) {
       over()
       throw thrown

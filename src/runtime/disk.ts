@@ -71,6 +71,10 @@ export async function mountComputer(paths: ComputerPaths, base: Base, identity: 
   if (base.hostUsr && !mounted.has(usr)) await mountOverlay(paths, 'usr', '/usr', usr)
 }
 
+const PROFILE = `# The PATH of the agent, in place of the one that /etc/profile has just set.
+if [ -n "\${ORB_LOGIN_PATH-}" ]; then export PATH="$ORB_LOGIN_PATH"; fi
+`
+
 /**
  * Layers, host name and resolver of a fresh disk. Done once, before anything ran inside: later the layers are the
  * tenant's, and a path in them may lead anywhere.
@@ -83,6 +87,8 @@ async function layOut(mount: string, { hostname, nameserver }: Identity): Promis
   await writeFile(join(etc, 'hosts'), hosts, { mode: 0o644 })
   await writeFile(join(etc, 'resolv.conf'), `nameserver ${nameserver}\n`, { mode: 0o644 })
   await writeFile(join(etc, 'hostname'), `${hostname}\n`, { mode: 0o644 })
+  await mkdir(join(etc, 'profile.d'), { mode: 0o755 })
+  await writeFile(join(etc, 'profile.d', 'orb.sh'), PROFILE, { mode: 0o644 })
   await writeFile(join(mount, MADE), '')
 }
 

@@ -182,7 +182,17 @@ export interface ExecOptions extends PrivateMounts {
 /** Starts a command in a computer, beside its agent; its exit code is that of the returned process, 125 if set-up failed. */
 export function spawnCommand(files: LauncherFiles, options: ExecOptions) {
   const env = environmentFd(options.env)
-  const argv = [
+  const argv = execArguments(files, options, [])
+  try {
+    const input = options.input ? 'pipe' : 'ignore'
+    return Bun.spawn(argv, { stdio: [input, 'pipe', 'pipe', env], env: HOST_ENVIRONMENT, detached: true })
+  } finally {
+    closeSync(env)
+  }
+}
+
+function execArguments(files: LauncherFiles, options: ExecOptions, more: string[]): string[] {
+  return [
     files.init,
     'exec',
     ...repeat('--cgroup', options.cgroups),
@@ -197,15 +207,69 @@ export function spawnCommand(files: LauncherFiles, options: ExecOptions) {
     options.cwd,
     '--env',
     '3',
+    ...more,
     '--',
     ...options.argv,
   ]
-  try {
-    const input = options.input ? 'pipe' : 'ignore'
-    return Bun.spawn(argv, { stdio: [input, 'pipe', 'pipe', env], env: HOST_ENVIRONMENT, detached: true })
-  } finally {
-    closeSync(env)
+}
+
+/** Of a terminal, in characters. */
+export interface Size {
+  columns: number
+  rows: number
+}
+
+export interface TerminalProcess {
+  process: Bun.Subprocess<number, 'ignore', 'pipe'>
+  /** The other side of the terminal, for somebody who closes it: what is written there is typed, what is read is shown. */
+  socket: number
+  /** Takes its sizes, two 16-bit numbers each, and is to be closed as well. */
+  sizes: number
+}
+
+/**
+ * Starts a command as `spawnCommand` does, on a terminal of the computer. When the socket is closed, by this process or by
+ * its end, the terminal is hung up.
+ */
+export function spawnOnTerminal(files: LauncherFiles, options: ExecOptions, size: Size): TerminalProcess {
+  const given = [environmentFd(options.env)]
+  const kept: number[] = []
+  const pair = (type: number) => {
+    const [own, other] = socketPair(type)
+    kept.push(own)
+    given.push(other)
+    return [own, other] as const
   }
+  try {
+    const [socket, input] = pair(SOCK_STREAM)
+    const [sizes, sizesInside] = pair(SOCK_SEQPACKET)
+    writeSync(sizes, new Uint16Array([size.columns, size.rows]))
+    const process = Bun.spawn(execArguments(files, options, ['--tty', '4']), {
+      stdio: [input, 'ignore', 'pipe', given[0]!, sizesInside],
+      env: HOST_ENVIRONMENT,
+      detached: true,
+    })
+    return { process, socket, sizes }
+  } catch (thrown) {
+    for (const fd of kept) closeSync(fd)
+    throw thrown
+  } finally {
+    for (const fd of given) closeSync(fd)
+  }
+}
+
+/** Numbers of the system call: arch/x86/entry/syscalls/syscall_64.tbl and asm-generic/unistd.h. */
+const SYS_SOCKETPAIR = process.arch === 'arm64' ? 199 : 53
+const AF_UNIX = 1
+const SOCK_STREAM = 1
+const SOCK_SEQPACKET = 5
+const SOCK_NONBLOCK_CLOEXEC = 0o4000 | 0o2000000
+
+function socketPair(type: number): [number, number] {
+  const pair = new Uint8Array(8)
+  sys(SYS_SOCKETPAIR, AF_UNIX, type | SOCK_NONBLOCK_CLOEXEC, 0, pair)
+  const view = new DataView(pair.buffer)
+  return [view.getInt32(0, true), view.getInt32(4, true)]
 }
 
 const repeat = (flag: string, values: string[]): string[] => values.flatMap((value) => [flag, value])

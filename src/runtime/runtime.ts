@@ -6,9 +6,16 @@ import { messageOf, OrbError } from '../errors.ts'
 import { log } from '../log.ts'
 import { type Base, baseNamed, prepareBase, prepareDevices } from './base.ts'
 import type { RuntimeFiles } from './bundle.ts'
-import { Cgroups, type Purpose } from './cgroup.ts'
+import { Cgroups, PURPOSES, type Purpose } from './cgroup.ts'
 import { type CheckpointHost, Checkpoints } from './checkpoints.ts'
-import { Commands, commandLeaf, type ExecRequest, type ExecResult, type LiveRequest } from './commands.ts'
+import {
+  Commands,
+  commandLeaf,
+  type ExecRequest,
+  type ExecResult,
+  type LiveRequest,
+  type TerminalRequest,
+} from './commands.ts'
 import { type ComputerSpec, killLeaf, limitsOf, shmBytes, until } from './computer.ts'
 import { Criu } from './criu.ts'
 import type { CriuProcess } from './criu-processes.ts'
@@ -26,6 +33,7 @@ import { type ComputerPaths, computerPaths, type DataPaths, objectName } from '.
 import { type Reclaimed, Reclaims } from './reclaim.ts'
 import { seccompFilter } from './seccomp.ts'
 import { type Known, removeStrays, type Swept } from './strays.ts'
+import type { Terminal } from './terminal.ts'
 
 export interface RuntimeOptions {
   data: DataPaths
@@ -308,11 +316,11 @@ export class Runtime {
   /** Kills the agent and every command beside it; the computer's pid 1 stays. */
   async killAll(spec: ComputerSpec): Promise<void> {
     await this.killAgent(spec)
-    await this.killCommands(spec, ['exec', 'build', 'cron'])
+    await this.killCommands(spec, PURPOSES)
   }
 
   /** Kills commands beside the agent, with what they left in the background. */
-  async killCommands(spec: ComputerSpec, purposes: Purpose[]): Promise<void> {
+  async killCommands(spec: ComputerSpec, purposes: readonly Purpose[]): Promise<void> {
     const name = objectName(spec.shortId)
     for (const leaf of this.cgroups.commands(name, purposes)) {
       await killLeaf(this.cgroups, name, leaf)
@@ -377,6 +385,15 @@ export class Runtime {
   async execLive(spec: ComputerSpec, request: LiveRequest): Promise<LiveCommand> {
     await this.up(spec)
     return this.beside.start(objectName(spec.shortId), this.initPid(spec), this.privateMounts(spec), request)
+  }
+
+  /**
+   * Opens a terminal in the computer. Calls may overlap.
+   * @throws Error when the computer cannot be brought up
+   */
+  async openTerminal(spec: ComputerSpec, request: TerminalRequest): Promise<Terminal> {
+    await this.up(spec)
+    return this.beside.open(objectName(spec.shortId), this.initPid(spec), this.privateMounts(spec), request)
   }
 
   /* ---- who is calling ---- */

@@ -41,6 +41,8 @@ export function createAccounts(deps: {
   jwtSecret: Uint8Array
   registration: 'open' | 'closed'
   now?: () => number
+  /** A key has just been revoked. */
+  onRevoked?: (keyId: string) => void
 }): Accounts {
   const { store, jwtSecret } = deps
   const now = deps.now ?? Date.now
@@ -160,6 +162,7 @@ export function createAccounts(deps: {
     revokeKey(who, keyId) {
       if (!store.keys.remove(who.orgId, keyId)) throw new OrbError('not_found', 'no such key')
       markedAt.delete(keyId)
+      deps.onRevoked?.(keyId)
       return { key_id: keyId, revoked: true }
     },
 

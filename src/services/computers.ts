@@ -27,6 +27,7 @@ export interface ComputersDeps {
   /** Ids of those that are on their way out. */
   deleting: Set<string>
   builds: { isBuilding(computerId: string): boolean; cancel(computerId: string): Promise<void> }
+  terminals: { end(computerId: string, why: 'deleted'): void }
   /** LLM answers that are kept for a replay. */
   forgetCalls(computerId: string): void
   /** Its jobs of cron. */
@@ -125,6 +126,7 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
       const computer = findComputer(who, id)
       deleting.add(computer.id)
       try {
+        deps.terminals.end(computer.id, 'deleted')
         await deps.builds.cancel(computer.id)
         await registry.of(computer).stop('deleted')
         await discard(computer)

@@ -57,11 +57,14 @@ export const agentEnvironment = (facts: EnvironmentFacts, user: Environment): En
 })
 
 /** `[agent.env]` for what runs beside the agent: a placeholder without a secret is empty there, no reason to fail. */
-export const filledEnvironment = (config: OrbConfig, stored: Readonly<Record<string, string>>): Environment =>
+export const shellVariables = (config: OrbConfig | null, stored: Readonly<Record<string, string>>): Environment =>
+  config ? filled(config, new Map(Object.entries(stored))) : {}
+
+const filled = (config: OrbConfig, values: ReadonlyMap<string, string>): Environment =>
   Object.fromEntries(
     Object.entries(config.agent.env).map(([name, value]) => [
       name,
-      'secret' in value ? (stored[value.secret] ?? '') : value.literal,
+      'secret' in value ? (values.get(value.secret) ?? '') : value.literal,
     ]),
   )
 
@@ -91,12 +94,8 @@ export function resolveSecrets(
   if (open.size > 0 && (sentSome || !storedSome)) {
     throw new OrbError('missing_secrets', `missing org_secrets: ${[...open].join(', ')}`)
   }
-  const env = entries.map(([name, value]) => [
-    name,
-    'secret' in value ? (values.get(value.secret) ?? '') : value.literal,
-  ])
   return {
-    env: Object.fromEntries(env),
+    env: filled(config, values),
     warnings: [...open].map((name) => `org_secrets.${name} has no value: an empty string is used`),
   }
 }

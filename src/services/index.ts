@@ -34,7 +34,7 @@ import { openCallJournal } from './calls/journal.ts'
 import { createComputers, networkOf } from './computers.ts'
 import { createConfigs } from './configs.ts'
 import { createCron } from './cron/service.ts'
-import { agentEnvironment, type EnvironmentFacts, filledEnvironment, resolveSecrets } from './environment.ts'
+import { agentEnvironment, type EnvironmentFacts, resolveSecrets, shellVariables } from './environment.ts'
 import { createExec } from './exec.ts'
 import { createFiles } from './files.ts'
 import type { PublicDirectory } from './front.ts'
@@ -46,6 +46,7 @@ import type { Metrics } from './metrics.ts'
 import { createOutbound, limitsOf, policiesOf } from './outbound.ts'
 import { createSecrets } from './secrets.ts'
 import { createOrbMetrics, createSystem } from './system.ts'
+import { createTerminals } from './terminals/terminals.ts'
 import type { Services } from './types.ts'
 import { createUsage, keepSeen } from './usage.ts'
 import { openVault } from './vault.ts'
@@ -180,6 +181,14 @@ export async function startServices(settings: Settings): Promise<RunningServices
       redeploy: (computerId) => agents.redeploy(computerId),
     },
   })
+  const terminals = createTerminals({
+    runtime,
+    findComputer,
+    environment: (computer) =>
+      agentEnvironment(factsOf(computer), shellVariables(configs.current(computer), secrets.all(computer.id))),
+    isGood: (keyId) => store.keys.get(keyId) !== null,
+    lease: (computer) => registry.of(computer).activity.lease(),
+  })
   const agents = createAgents({
     settings,
     store,
@@ -190,10 +199,16 @@ export async function startServices(settings: Settings): Promise<RunningServices
     findComputer,
     plainHttpAllowed,
     builds,
+    terminals,
     codeVersion: (computerId) => codeVersion(store, computerId),
     outbound,
   })
-  const accounts = createAccounts({ store, jwtSecret: vault.jwtSecret, registration: settings.registration })
+  const accounts = createAccounts({
+    store,
+    jwtSecret: vault.jwtSecret,
+    registration: settings.registration,
+    onRevoked: terminals.revoked,
+  })
   const cron = createCron({
     store,
     runtime,
@@ -204,7 +219,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     isBuilding: builds.isBuilding,
     environment(computer, more) {
       const config = configs.current(computer)
-      const user = config ? filledEnvironment(config, secrets.all(computer.id)) : {}
+      const user = shellVariables(config, secrets.all(computer.id))
       return agentEnvironment(factsOf(computer), { ...user, ...more })
     },
   })
@@ -220,6 +235,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       findComputer,
       deleting,
       builds,
+      terminals,
       forgetCalls: (computerId) => proxy.forget(computerId),
       forgetJobs: (computerId) => cron.forget(computerId),
       outbound,
@@ -248,6 +264,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       environmentFacts: factsOf,
       lease: (computer) => registry.of(computer).activity.lease(),
     }),
+    terminals,
     logs: createLogs(runtime, registry, findComputer),
     files: createFiles(runtime, findComputer),
     github: createGitHub({ settings, store, accounts, builds, findComputer, version: VERSION }),

@@ -399,6 +399,31 @@ export interface WebhookDeliveryView {
   next_attempt_at: string | null
 }
 
+/** Orb Cloud contract §14.2. In characters, 1 to 1000. */
+export interface TerminalSize {
+  columns: number
+  rows: number
+}
+
+/** Who looks at a terminal. */
+export interface TerminalClient {
+  /** False: it takes no more until the visit's `drained` is called. */
+  show(text: string): boolean
+  /** The visit is over; `leave` may still be called. */
+  close(code: number, reason: string): void
+}
+
+/** One client's time with a terminal. */
+export interface TerminalVisit {
+  /** To be called first, unless it is `leave`. */
+  attach(client: TerminalClient): void
+  type(bytes: Uint8Array): void
+  resize(size: TerminalSize): void
+  drained(): void
+  /** The client has gone, or does not come. */
+  leave(): void
+}
+
 /** What `api/` calls. Every function throws OrbError and nothing else that a client may see. */
 export interface Services {
   accounts: {
@@ -467,6 +492,12 @@ export interface Services {
     runs(who: Principal, id: string, query: { job?: string; limit: number }): { runs: CronRunView[] }
     /** Runs a job now and waits for its end. Throws `job_not_found`; a run that could not begin is an answer. */
     trigger(who: Principal, id: string, name: string): Promise<CronTriggerView>
+  }
+  terminals: {
+    /** Throws what `open` would. */
+    check(who: Principal, id: string, session: string | null): void
+    /** `session` null: the shell ends with its client. Else a shell of that name is looked for, which may be there already. */
+    open(who: Principal, id: string, options: { session: string | null; size: TerminalSize }): Promise<TerminalVisit>
   }
   logs: {
     read(who: Principal, id: string, query: LogQuery): Promise<LogsView>

@@ -15,7 +15,7 @@ setDefaultTimeout(TEST_TIMEOUT_MS)
 const BINARY = process.env['ORB_TEST_BINARY'] ?? join(import.meta.dir, '../../dist/orb')
 const COMMAND_TIMEOUT_MS = 30_000
 
-/** Every route of the Orb Cloud contract that this version has (§2 to §9, §14.1, §19). */
+/** Every route of the Orb Cloud contract that this version has (§2 to §9, §14, §19). */
 const ROUTES = [
   'POST /api/v1/auth/register',
   'POST /api/v1/auth/login',
@@ -42,6 +42,7 @@ const ROUTES = [
   'GET /v1/computers/{id}/files',
   'GET /v1/computers/{id}/files/{path}',
   'PUT /v1/computers/{id}/files/{path}',
+  'GET /v1/computers/{id}/terminal',
   'GET /health',
   'GET /metrics',
   'GET /openapi.json',

@@ -105,6 +105,7 @@ test('pings keep a silent stream open', async () => {
     stopping: new AbortController().signal,
     holdOpen: () => undefined,
     setHeader: () => undefined,
+    upgrade: () => undefined,
   })
   const reader = answer?.body?.getReader()
   let text = ''

@@ -72,6 +72,7 @@ test('pings keep a silent log alive until its reader leaves', async () => {
     stopping: new AbortController().signal,
     setHeader: () => undefined,
     holdOpen: () => undefined,
+    upgrade: () => false,
   })
   let seen = ''
   for await (const chunk of answer?.body ?? []) {

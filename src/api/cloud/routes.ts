@@ -12,6 +12,7 @@ import { fileRoutes } from './files.ts'
 import { githubRoutes } from './github.ts'
 import { keyRoutes } from './keys.ts'
 import { logRoutes } from './logs.ts'
+import { terminalRoutes } from './terminal.ts'
 import { usageRoutes } from './usage.ts'
 import { webhookRoutes } from './webhooks.ts'
 
@@ -30,4 +31,5 @@ export const cloudRoutes = (services: Services, settings: Settings): Route[] => 
   ...usageRoutes(services),
   ...cronRoutes(services),
   ...webhookRoutes(services),
+  ...terminalRoutes(services),
 ]

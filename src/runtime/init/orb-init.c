@@ -32,7 +32,8 @@
  *   --drained FILE   gets the page daemon's (criu)
  *   --view FILE      mount namespace of `orb-init view`; --root DIR: the computer's root, the one that criu sees (criu)
  *   --keep PATH      what is mounted on the way there, and below it, stays, repeatable (view)
- *   --tty            standard input is a terminal: make it the controlling one (exec)
+ *   --tty FD         the command gets a terminal of the computer; standard input, a socket, is the other side of that, and
+ *                    its sizes come through FD, the first one at once (exec)
  *
  * Failures are one line on standard error and exit code 125.
  */
@@ -57,10 +58,12 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/socket.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -122,16 +125,12 @@ static void push(const char **list, int *length, const char *value)
 
 static void parse(struct options *o, char **argv)
 {
-	o->env = -1;
+	o->env = o->tty = -1;
 	for (; *argv; argv++) {
 		char *name = *argv;
 		if (!strcmp(name, "--")) {
 			o->argv = argv + 1;
 			return;
-		}
-		if (!strcmp(name, "--tty")) {
-			o->tty = 1;
-			continue;
 		}
 		char *value = *++argv;
 		if (!value) {
@@ -156,6 +155,7 @@ static void parse(struct options *o, char **argv)
 		else if (!strcmp(name, "--drained")) o->drained = value;
 		else if (!strcmp(name, "--init")) o->init = atoi(value);
 		else if (!strcmp(name, "--env")) o->env = atoi(value);
+		else if (!strcmp(name, "--tty")) o->tty = atoi(value);
 		else {
 			errno = EINVAL;
 			die("unknown option %s", name);
@@ -572,6 +572,140 @@ static int agent(struct options *o)
 	return 0;
 }
 
+/* ---- a command's terminal ----------------------------------------------------------------------------------------- */
+
+#define HANGUP_MS 5000       /* what does not end when its terminal has gone is killed after this */
+#define RELAY_BYTES 65536
+#define LAST_WORDS (1 << 20) /* written before the command's end and passed on after it; what it left behind writes on */
+
+struct relay {
+	int socket, master, sizes, ended;
+	char in[RELAY_BYTES], out[RELAY_BYTES];
+	size_t in_start, in_end, out_start, out_end;
+};
+
+/* One packet each. */
+struct size {
+	uint16_t columns, rows;
+};
+
+static void take_size(int sizes, int master)
+{
+	struct size size;
+	if (read(sizes, &size, sizeof size) != sizeof size) return;
+	struct winsize window = {.ws_col = size.columns, .ws_row = size.rows};
+	ioctl(master, TIOCSWINSZ, &window);
+}
+
+/*
+ * The terminal is one of the computer's own, so that its programs can name it. The slave stays open here: without it the
+ * master would have nothing to say, again and again, while no program has the terminal open.
+ */
+static int open_terminal(int *slave)
+{
+	int locked = 0, master = open("/dev/pts/ptmx", O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+	if (master < 0 || ioctl(master, TIOCSPTLCK, &locked)) die("open a terminal");
+	*slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	struct termios settings;
+	if (*slave < 0 || tcgetattr(*slave, &settings)) die("open a terminal");
+	settings.c_iflag |= IUTF8;
+	tcsetattr(*slave, TCSANOW, &settings);
+	return master;
+}
+
+/* Passes on what is there. Returns 0 when the other side has gone. */
+static int fill(int fd, char *buffer, size_t *start, size_t *end)
+{
+	if (*start < *end) return 1;
+	ssize_t n = read(fd, buffer, RELAY_BYTES);
+	*start = 0;
+	*end = n > 0 ? n : 0;
+	return n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR));
+}
+
+static int empty(int fd, const char *buffer, size_t *start, const size_t *end)
+{
+	if (*start == *end) return 1;
+	ssize_t n = write(fd, buffer + *start, *end - *start);
+	if (n > 0) *start += n;
+	return n >= 0 || errno == EAGAIN || errno == EINTR;
+}
+
+/* What was written before the command ended; it may not all be wanted any more. */
+static void relay_rest(struct relay *r)
+{
+	for (size_t passed = 0; passed < LAST_WORDS; passed += r->out_end) {
+		while (r->out_start < r->out_end) {
+			struct pollfd set = {r->socket, POLLOUT, 0};
+			if (poll(&set, 1, -1) < 0 && errno != EINTR) return;
+			if (!empty(r->socket, r->out, &r->out_start, &r->out_end)) return;
+		}
+		if (!fill(r->master, r->out, &r->out_start, &r->out_end) || r->out_end == 0) return;
+	}
+}
+
+/*
+ * Between the terminal and the socket until the command ends or whoever has the socket is gone, be it orb itself. As much
+ * is read as the other side takes: a program that writes more has to wait. Returns 0 if it is to be hung up.
+ */
+static int relay(struct relay *r)
+{
+	for (;;) {
+		int hears = r->in_start == r->in_end, says = r->out_start == r->out_end;
+		struct pollfd set[4] = {
+			{r->socket, (hears ? POLLIN : 0) | (says ? 0 : POLLOUT), 0},
+			{r->master, (says ? POLLIN : 0) | (hears ? 0 : POLLOUT), 0},
+			{r->sizes, POLLIN, 0},
+			{r->ended, POLLIN, 0},
+		};
+		if (poll(set, 4, -1) < 0) {
+			if (errno == EINTR) continue;
+			die("poll");
+		}
+		if (set[2].revents & POLLIN) take_size(r->sizes, r->master);
+		else if (set[2].revents) r->sizes = -1;
+		if (set[0].revents & (POLLHUP | POLLERR)) return 0;
+		if (set[0].revents & POLLIN && !fill(r->socket, r->in, &r->in_start, &r->in_end)) return 0;
+		if (set[1].revents & POLLIN) fill(r->master, r->out, &r->out_start, &r->out_end);
+		if (set[1].revents & POLLHUP) r->in_start = r->in_end;
+		empty(r->master, r->in, &r->in_start, &r->in_end);
+		if (!empty(r->socket, r->out, &r->out_start, &r->out_end)) return 0;
+		if (set[3].revents) {
+			relay_rest(r);
+			return 1;
+		}
+	}
+}
+
+static int run_terminal(pid_t command, int master, int slave, int sizes)
+{
+	static struct relay r;
+	r = (struct relay){.socket = 0, .master = master, .sizes = sizes, .ended = syscall(SYS_pidfd_open, command, 0)};
+	if (r.ended < 0) die("watch the command");
+	signal(SIGPIPE, SIG_IGN);
+	if (fcntl(r.socket, F_SETFL, O_NONBLOCK)) die("fcntl");
+	if (!relay(&r)) {
+		close(master);
+		close(slave);
+		struct pollfd end = {r.ended, POLLIN, 0};
+		if (poll(&end, 1, HANGUP_MS) == 0) kill(command, SIGKILL);
+	}
+	return wait_for(command);
+}
+
+/* In the computer's pid namespace, whose /proc it mounts. */
+static void make_private_mounts(const struct options *o, int guard)
+{
+	if (has_private_mounts()) return;
+	pid_t child = fork();
+	if (child < 0) die("fork");
+	if (!child) {
+		provide_private_mounts(o, guard);
+		_exit(0);
+	}
+	if (wait_for(child)) _exit(EXIT_SETUP);
+}
+
 static int exec_command(struct options *o)
 {
 	size_t filter_size;
@@ -579,8 +713,15 @@ static int exec_command(struct options *o)
 	char **environment = read_environment(o);
 	int guard = namespace_of(o->init, "mnt");
 	enter_computer(o);
+	int slave = -1, master = -1;
+	if (o->tty >= 0) {
+		make_private_mounts(o, guard);
+		master = open_terminal(&slave);
+		take_size(o->tty, master);
+	}
 	pid_t child = fork();
 	if (child < 0) die("fork");
+	if (child && o->tty >= 0) return run_terminal(child, master, slave, o->tty);
 	if (child) {
 		/* The pipes belong to the command: while this process held them, their end would not be seen. */
 		int null = open("/dev/null", O_RDWR);
@@ -593,9 +734,14 @@ static int exec_command(struct options *o)
 	setsid();
 	provide_private_mounts(o, guard);
 	reset_process("0");
-	if (o->tty && ioctl(0, TIOCSCTTY, 0)) die("controlling terminal");
+	if (o->tty >= 0) {
+		if (ioctl(slave, TIOCSCTTY, 0)) die("controlling terminal");
+		for (int fd = 0; fd < 3; fd++) dup2(slave, fd);
+	}
 	close_from(3);
 	confine(filter, filter_size);
+	/* Without its other side a terminal is of no use to anybody. */
+	if (o->tty >= 0) prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	/* A directory that the user has removed must not shut him out. */
 	if (chdir(o->cwd) && chdir("/")) die("chdir %s", o->cwd);
 	environ = environment;

@@ -32,6 +32,7 @@ export interface AgentsDeps {
       input: { org_secrets?: Record<string, string> },
     ): Promise<BuildView>
   }
+  terminals: { end(computerId: string, why: 'restarted'): void }
   /** Short SHA of the code that the computer holds, or null. */
   codeVersion(computerId: string): string | null
   outbound: Pick<OutboundRules, 'enforce'>
@@ -191,6 +192,7 @@ export function createAgents(deps: AgentsDeps): Services['agents'] & { redeploy(
 
     async restart(who, id) {
       const life = lifeOf(who, id)
+      deps.terminals.end(life.computer.id, 'restarted')
       const live = await life.stop('restart')
       return { computer_id: life.computer.id, restarted: true, killed_agents: live ? 1 : 0 }
     },
