@@ -111,6 +111,17 @@ build_init() {
   mv "$target.new" "$target"
 }
 
+# build_console: build/console, the scripts and styles of the pages in src/console for the browser, each in one file.
+build_console() {
+  local target="$ORB_ROOT/build/console"
+  say "Bundling build/console"
+  mkdir -p "$target"
+  (cd "$ORB_ROOT" && bun build src/console/terminal/main.ts --target=browser --minify \
+    --outdir "$target.new" --entry-naming 'terminal.[ext]' >&2) || die "the pages could not be bundled"
+  mv "$target.new"/terminal.* "$target"
+  rmdir "$target.new"
+}
+
 # pack_runtime: build/runtime.tar.zst with all that the executable unpacks at start (CRIU, its libraries, the
 # init), and build/runtime.manifest with a line `sha256 mode path` for each file. Same input, same bytes.
 pack_runtime() {

@@ -23,6 +23,7 @@ const MAY_IMPORT: Record<string, string[]> = {
 /** Files outside src/ that one file takes in when it is built. */
 const FROM_OUTSIDE: Record<string, string[]> = {
   'version.ts': ['package.json'],
+  'console/terminal-page.ts': ['build/console/terminal.css', 'build/console/terminal.js'],
   'runtime/bundle.ts': ['build/runtime.manifest', 'build/runtime.tar.zst'],
 }
 

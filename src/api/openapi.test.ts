@@ -64,6 +64,7 @@ test('every route is there with its methods', () => {
     '/v1/webhooks/{id}': 'delete',
     '/v1/webhooks/{id}/deliveries': 'get',
     '/v1/computers/{id}/terminal': 'get',
+    '/terminal/{id}': 'get',
     '/health': 'get',
     '/metrics': 'get',
     '/openapi.json': 'get',

@@ -41,7 +41,8 @@ async function open(argv = ['bash', '--norc'], size = { columns: 80, rows: 24 },
     text,
     async shows(what) {
       const there = () => (typeof what === 'string' ? text().includes(what) : what.test(text()))
-      if (!(await until(there, 20_000))) throw new Error(`${what} does not come: ${JSON.stringify(text())}`)
+      if (!(await until(there, 20_000)))
+        throw new Error(`${what} does not come: ${JSON.stringify(text().slice(-2_000))}`)
     },
     type: (typed) => terminal.write(Buffer.from(typed)),
   }

@@ -43,6 +43,7 @@ const ROUTES = [
   'GET /v1/computers/{id}/files/{path}',
   'PUT /v1/computers/{id}/files/{path}',
   'GET /v1/computers/{id}/terminal',
+  'GET /terminal/{id}',
   'GET /health',
   'GET /metrics',
   'GET /openapi.json',

@@ -2,6 +2,8 @@
 import { until } from './sweep.ts'
 
 const WAIT_TIMEOUT_MS = 30_000
+/** Of what came, in a failure. */
+const SHOWN_CHARACTERS = 2_000
 
 export interface TestSocket {
   /** All that came so far. */
@@ -39,7 +41,8 @@ export async function openSocket(url: string, headers: Record<string, string> = 
   }
   await opened
   const wait = async (done: () => boolean | Promise<boolean>, what: string) => {
-    if (!(await until(done, WAIT_TIMEOUT_MS))) throw new Error(`${what} does not come: ${JSON.stringify(text)}`)
+    if (!(await until(done, WAIT_TIMEOUT_MS)))
+      throw new Error(`${what} does not come: ${JSON.stringify(text.slice(-SHOWN_CHARACTERS))}`)
   }
   return {
     get text() {

@@ -105,7 +105,7 @@ test('pings keep a silent stream open', async () => {
     stopping: new AbortController().signal,
     holdOpen: () => undefined,
     setHeader: () => undefined,
-    upgrade: () => undefined,
+    upgrade: () => false,
   })
   const reader = answer?.body?.getReader()
   let text = ''

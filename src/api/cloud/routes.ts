@@ -15,6 +15,7 @@ import { logRoutes } from './logs.ts'
 import { terminalRoutes } from './terminal.ts'
 import { usageRoutes } from './usage.ts'
 import { webhookRoutes } from './webhooks.ts'
+import { terminalPageRoutes } from './terminal-page.ts'
 
 /** Every route of the Orb Cloud contract. */
 export const cloudRoutes = (services: Services, settings: Settings): Route[] => [
@@ -32,4 +33,5 @@ export const cloudRoutes = (services: Services, settings: Settings): Route[] => 
   ...cronRoutes(services),
   ...webhookRoutes(services),
   ...terminalRoutes(services),
+  ...terminalPageRoutes(),
 ]

@@ -1,0 +1,17 @@
+/** The element of the page that has this id. @throws Error when there is none of that kind */
+export function element<T extends HTMLElement>(id: string, kind: new () => T): T {
+  const found = document.getElementById(id)
+  if (found instanceof kind) return found
+  throw new Error(`the page has no ${id}`)
+}
+
+/** Lets style elements that a library makes pass the page's policy, which asks each for its nonce. */
+export function giveStylesNonce(): void {
+  const nonce = document.querySelector('script')?.nonce ?? ''
+  const create: (name: string, options?: ElementCreationOptions) => HTMLElement = document.createElement.bind(document)
+  document.createElement = (name: string, options?: ElementCreationOptions) => {
+    const made = create(name, options)
+    if (made instanceof HTMLStyleElement) made.nonce = nonce
+    return made
+  }
+}
