@@ -14,12 +14,20 @@ let dir: string
 let store: Store
 let accounts: Accounts
 let clock: number
+let revoked: string[]
 
 beforeEach(() => {
   clock = START
   dir = mkdtempSync(join(tmpdir(), 'orb-accounts-'))
   store = openStore(join(dir, 'orb.db'))
-  accounts = createAccounts({ store, jwtSecret: SECRET, registration: 'open', now: () => clock })
+  revoked = []
+  accounts = createAccounts({
+    store,
+    jwtSecret: SECRET,
+    registration: 'open',
+    now: () => clock,
+    onRevoked: (keyId) => void revoked.push(keyId),
+  })
 })
 afterEach(() => {
   store.close()
@@ -91,6 +99,7 @@ describe('credentials', () => {
     await expect(accounts.login(second.api_key)).rejects.toEqual(UNAUTHORIZED)
     expect(await accounts.authenticate(first.api_key)).toEqual(who)
     expect(() => accounts.revokeKey(who, second.key_id)).toThrow('no such key')
+    expect(revoked).toEqual([second.key_id])
   })
 
   test('forged tokens are refused', async () => {

@@ -6,6 +6,7 @@ import {
   buildEnvironment,
   type EnvironmentFacts,
   resolveSecrets,
+  shellVariables,
 } from './environment.ts'
 import { parseInline } from './orb-toml.ts'
 
@@ -113,4 +114,14 @@ describe('resolveSecrets', () => {
     const plain = parseInline({ agent: { name: 'a', lang: 'go', entry: 'a', env: { A: 'x' } } }, () => false).config
     expect(resolveSecrets(plain, {}, { UNUSED: 'u' })).toEqual({ env: { A: 'x' }, warnings: [] })
   })
+})
+
+test('a shell opens without the secrets that are missing, and without a configuration', () => {
+  const config = parseInline(
+    { agent: { name: 'a', lang: 'go', entry: 'a', env: { A: 'x', B: '$' + '{ONE}', C: '$' + '{TWO}' } } },
+    () => false,
+  ).config
+  expect(shellVariables(config, { ONE: '1' })).toEqual({ A: 'x', B: '1', C: '' })
+  expect(shellVariables(config, {})).toEqual({ A: 'x', B: '', C: '' })
+  expect(shellVariables(null, { ONE: '1' })).toEqual({})
 })

@@ -106,9 +106,7 @@ describe('a terminal', () => {
     const socket = await open('', other)
     socket.send('echo "[$GREETING][$TOKEN][$PATH][$ORB_PROXY_URL][$ANTHROPIC_BASE_URL][$ORB_COMPUTER_ID]"\r')
     const proxy = `http://${orb.gateway}:10000`
-    await socket.shows(
-      `\r[deployed][top secret][/agent/mine:/usr/bin:/bin][${proxy}][${proxy}][${other.id}]\r\n`.slice(1, 90),
-    )
+    await socket.shows(`[deployed][top secret][/agent/mine:/usr/bin:/bin][${proxy}][${proxy}][${other.id}]\r\n`)
     early.send('echo still $((40 + 2))\r')
     await early.shows('still 42')
     for (const one of [early, socket]) one.close()

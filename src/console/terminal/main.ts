@@ -5,7 +5,7 @@ import { Terminal } from '@xterm/xterm'
 import '@xterm/xterm/css/xterm.css'
 import './style.css'
 import { Connection, type Obstacle } from './connection.ts'
-import { element, giveStylesNonce } from './elements.ts'
+import { element, passStylePolicy } from './elements.ts'
 import { SearchBar } from './search.ts'
 import { Uploads } from './uploads.ts'
 
@@ -24,7 +24,7 @@ const THEME = {
   foreground: '#e3e8ee',
   cursor: '#5aa9ff',
   selectionBackground: '#2f4a6b',
-  black: '#1c232c',
+  black: '#3b4552',
   red: '#f0716d',
   green: '#4fc38a',
   yellow: '#e5b454',
@@ -42,7 +42,7 @@ const THEME = {
   brightWhite: '#ffffff',
 }
 
-giveStylesNonce()
+passStylePolicy()
 
 const computerId = decodeURIComponent(location.pathname.split('/')[2] ?? '')
 const screen = element('screen', HTMLElement)

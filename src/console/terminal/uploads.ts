@@ -11,7 +11,7 @@ export class Uploads {
 
   add(files: Iterable<File>): void {
     for (const file of files) {
-      const line = this.line(`${file.name} waits`, 'waiting')
+      const line = this.line(`${file.name} is next`, 'waiting')
       this.queue = this.queue.then(() => this.upload(file, line))
     }
   }
@@ -28,13 +28,13 @@ export class Uploads {
       return
     }
     const bar = document.createElement('progress')
-    this.show(line, `${file.name} goes to /root`, 'running')
+    this.show(line, `Uploading ${file.name}`, 'running')
     line.append(bar)
     const path = `/v1/computers/${encodeURIComponent(access.computerId)}/files/root/${encodeURIComponent(file.name)}`
     const problem = await put(path, access.key, file, (share) => {
       bar.value = share
     })
-    if (problem === null) this.show(line, `/root/${file.name} is there`, 'done')
+    if (problem === null) this.show(line, `Uploaded to /root/${file.name}`, 'done')
     else this.show(line, `${file.name}: ${problem}`, 'failed')
     this.finish(line)
   }
