@@ -1,6 +1,6 @@
-import { afterAll, beforeAll, beforeEach, expect, test } from 'bun:test'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, jest, test } from 'bun:test'
 import { C, play, type Scenario } from '../../../test/support/api-scenario.ts'
-import { openSocket } from '../../../test/support/terminal.ts'
+import { openSocket, type TestSocket } from '../../../test/support/terminal.ts'
 import { DEPLOY_KEY, KEY, startTestApi, type TestApi, VIEWER_KEY } from '../testing.ts'
 
 let api: TestApi
@@ -128,4 +128,36 @@ test('a server that stops says so', async () => {
   await socket.shows('hello')
   await other.running.stop(5_000)
   expect((await socket.closed).code).toBe(1012)
+})
+
+describe('a client', () => {
+  beforeEach(() => void jest.useFakeTimers())
+  afterEach(() => void jest.useRealTimers())
+
+  /** Waits for it in what came without a timer, which would not end. */
+  async function shows(socket: TestSocket, text: string): Promise<void> {
+    for (let count = 0; !socket.text.includes(text); count++) {
+      expect(count).toBeLessThan(1000)
+      await fetch(`${api.running.url}/docs`)
+    }
+  }
+
+  test('that answers pings stays', async () => {
+    const socket = await openSocket(`${api.running.url}${PATH}?key=${KEY}`)
+    for (let count = 0; count < 6; count++) {
+      jest.advanceTimersByTime(25_000)
+      // The answer to this comes after the pong.
+      socket.send(`<${count}>`)
+      await shows(socket, `<${count}>`)
+    }
+    socket.send('close 1000 exit:0')
+    expect((await socket.closed).code).toBe(1000)
+  })
+
+  test('that answers none for a minute is cut off', async () => {
+    const socket = await openSocket(`${api.running.url}${PATH}?key=${KEY}`)
+    await shows(socket, 'hello')
+    jest.advanceTimersByTime(60_000)
+    expect((await socket.closed).code).toBe(1001)
+  })
 })
