@@ -89,13 +89,15 @@ const screenOf = async (page: Page): Promise<string> => {
     .replace(/\n+$/, '')
 }
 
-async function shows(page: Page, what: RegExp): Promise<void> {
+/** The screen, once it is as wanted. */
+async function shows(page: Page, what: RegExp): Promise<string> {
   let screen = ''
   const there = await until(async () => {
     screen = await screenOf(page)
     return what.test(screen) || what.test(`${screen.trimEnd()} `)
   }, WAIT_MS)
   if (!there) throw new Error(`${what} is not on the screen:\n${screen}`)
+  return screen
 }
 
 async function run(page: Page, command: string): Promise<void> {
@@ -165,11 +167,13 @@ describe('the page', () => {
 describe('the terminal', () => {
   test('fits the window, and its shell hears of it', async () => {
     const page = await open()
+    let asked = 0
     const size = async () => {
-      await run(page, 'clear; stty size')
-      await shows(page, /^\d+ \d+\n/)
-      const [rows, columns] = (await screenOf(page)).split(/\s/).map(Number)
-      return { rows: rows ?? 0, columns: columns ?? 0 }
+      asked++
+      await run(page, `clear; echo size ${asked}: $(stty size)`)
+      const screen = await shows(page, new RegExp(`^size ${asked}: \\d+ \\d+\\n`))
+      const [, rows, columns] = /: (\d+) (\d+)\n/.exec(screen) ?? []
+      return { rows: Number(rows), columns: Number(columns) }
     }
     const large = await size()
     expect(large.rows).toBe(await page.locator('.xterm-rows > div').count())
