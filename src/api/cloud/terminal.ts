@@ -21,6 +21,7 @@ export const terminalRoutes = ({ terminals }: Services): Route[] => [
     keyInQuery: true,
     changes: true,
     query: z.object({
+      key: z.string().optional(),
       cols: size(USUAL_COLUMNS),
       rows: size(USUAL_ROWS),
       session: z.string().regex(NAME_PATTERN, 'must be 1 to 64 characters of A-Z, a-z, 0-9, _ and -').optional(),
