@@ -13,9 +13,9 @@ import { githubRoutes } from './github.ts'
 import { keyRoutes } from './keys.ts'
 import { logRoutes } from './logs.ts'
 import { terminalRoutes } from './terminal.ts'
+import { terminalPageRoutes } from './terminal-page.ts'
 import { usageRoutes } from './usage.ts'
 import { webhookRoutes } from './webhooks.ts'
-import { terminalPageRoutes } from './terminal-page.ts'
 
 /** Every route of the Orb Cloud contract. */
 export const cloudRoutes = (services: Services, settings: Settings): Route[] => [
