@@ -7,6 +7,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from '
 import { z } from 'zod'
 import type { Computer } from '../support/computer.ts'
 import { type GitServer, startGitServer } from '../support/git-server.ts'
+import { type GitHubServer, startGitHub } from '../support/github-server.ts'
 import { type LlmServer, startLlmServer } from '../support/llm-server.ts'
 import { type Orb, type Payload, startOrb } from '../support/orb.ts'
 import { until } from '../support/sweep.ts'
@@ -15,6 +16,9 @@ setDefaultTimeout(120_000)
 
 const HOST = '127.0.0.1'
 const WAIT_MS = 20_000
+const REPOSITORY = 'acme/my-agent'
+const WORKFLOW = '.github/workflows/orb-deploy.yml'
+const PAT = 'gho_0123456789abcdef'
 
 const uuid = z.string().regex(/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/)
 const time = z.string().regex(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/)
@@ -87,15 +91,28 @@ const failure = z.object({ error: text.regex(/^[a-z_]+$/), message: text.min(1) 
 
 let orb: Orb
 let git: GitServer
+let gitHost: string
+let github: GitHubServer
 let llm: LlmServer
 let one: Computer
 /** Path of the computer `one`. */
 let C: string
 
 beforeAll(async () => {
-  git = await startGitServer(HOST)
+  github = await startGitHub()
   llm = startLlmServer({ firstByteMs: 0 })
-  orb = await startOrb({ env: { ORB_ALLOW_PRIVATE: '127.0.0.1/32' } })
+  orb = await startOrb()
+  git = await startGitServer('0.0.0.0')
+  // Clones run inside a computer, which reaches this machine at its gateway.
+  gitHost = `${orb.gateway}:${git.port}`
+  Object.assign(orb.env, {
+    ORB_GITHUB_API: github.url,
+    ORB_GITHUB_HOST: gitHost,
+    ORB_ALLOW_PRIVATE: `127.0.0.0/8,${gitHost}`,
+    ORB_LISTEN: new URL(orb.url).host,
+  })
+  await orb.terminate()
+  await orb.restart()
   one = await orb.computer({ name: 'my-agent', runtime_mb: 1024, disk_mb: 4096 })
   C = `/v1/computers/${one.id}`
 })
@@ -104,6 +121,7 @@ afterAll(async () => {
   await orb?.stop()
   await llm?.stop()
   await git?.[Symbol.asyncDispose]()
+  await github?.[Symbol.asyncDispose]()
 })
 
 /** Sends the request and returns the answer, whose status and fields are as the reference has them. */
@@ -204,9 +222,9 @@ describe('computers', () => {
 
 describe('from a repository to an agent', () => {
   test('the configuration is uploaded as TOML and shown', async () => {
-    await git.create('code')
-    await git.commit('code', { 'main.mjs': PROGRAM })
-    const toml = CONFIG.replace('<git>', `http://${HOST}:${git.port}/code.git`).replace(
+    await git.create(REPOSITORY)
+    await git.commit(REPOSITORY, { 'main.mjs': PROGRAM })
+    const toml = CONFIG.replace('<git>', `http://${gitHost}/${REPOSITORY}.git`).replace(
       '<llm>',
       `http://${HOST}:${llm.port}`,
     )
@@ -228,7 +246,7 @@ describe('from a repository to an agent', () => {
       { step: 'echo one', exit_code: 0, stdout: 'one\n', stderr: '' },
       { step: 'echo two >&2', exit_code: 0, stdout: '', stderr: 'two\n' },
     ])
-    await git.commit('code', { 'main.mjs': PROGRAM, 'new.txt': 'new' })
+    await git.commit(REPOSITORY, { 'main.mjs': PROGRAM, 'new.txt': 'new' })
     await ask(200, build, 'POST', `${C}/build`)
     expect(await one.get('agent/code/new.txt')).toBe('new')
   })
@@ -522,5 +540,32 @@ describe('cron', () => {
     expect(runs.at(-1)).toMatchObject({ id: success.run_id, stdout: 'OK\n', stderr: null, error: null })
     expect((await ask(200, list, 'GET', `${C}/cron/runs?job=broken&limit=1`)).runs).toHaveLength(1)
     await ask(400, failure, 'GET', `${C}/cron/runs?limit=501`)
+  })
+})
+
+describe('auto-deploy', () => {
+  test('bootstrap puts workflow and secret into the repository and builds, disconnect takes both out', async () => {
+    const repository = { branches: new Map([['main', new Map<string, string>()]]), secrets: new Map<string, string>() }
+    github.repositories.set(REPOSITORY, repository)
+    github.tokens.set(PAT, { scopes: 'repo, workflow' })
+    const bootstrapped = z.object({
+      workflow_path: z.literal(WORKFLOW),
+      workflow_commit_sha: text.regex(/^[0-9a-f]{40}$/),
+      secret_name: z.literal('ORB_API_KEY'),
+      api_key_id: uuid,
+      first_build_id: text.regex(/^build_/),
+    })
+    const { api_key_id } = await ask(200, bootstrapped, 'POST', `${C}/github/bootstrap`, { pat: PAT, branch: 'main' })
+    expect(repository.branches.get('main')?.has(WORKFLOW)).toBe(true)
+    expect(repository.secrets.get('ORB_API_KEY')).toStartWith('orb_')
+    const gone = z.object({ disconnected: z.literal(true), workflow_deleted: z.boolean(), secret_deleted: z.boolean() })
+    expect(await ask(200, gone, 'POST', `${C}/github/disconnect`, { pat: PAT })).toMatchObject({
+      workflow_deleted: true,
+      secret_deleted: true,
+    })
+    expect([repository.branches.get('main')?.has(WORKFLOW), repository.secrets.size]).toEqual([false, 0])
+    const { keys } = await ask(200, z.object({ keys: z.array(z.object({ key_id: uuid })) }), 'GET', '/v1/keys')
+    expect(keys.map((one) => one.key_id)).toContain(api_key_id)
+    await ask(400, failure, 'POST', `${C}/github/bootstrap`, {})
   })
 })
