@@ -3,6 +3,7 @@ import { constants, existsSync } from 'node:fs'
 import { cp, lstat, mkdir, readdir, readFile, rename, rm, stat, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { run } from './command.ts'
+import { layerDir, splitBase } from './layers.ts'
 
 /** What a computer's root stands on. */
 export interface Base {
@@ -11,6 +12,14 @@ export interface Base {
   dir: string
   /** True for `host`: /usr is the server's, below a layer of the computer's own. */
   hostUsr: boolean
+  /** Directory of the layer between it and the computer's own, or null. */
+  layer: string | null
+}
+
+/** Directories below the computer's own layer of its root, or of its /usr where that is the server's; the upmost first. */
+export function lowersOf(base: Base, part: 'root' | 'usr'): string[] {
+  const lowest = part === 'root' ? base.dir : '/usr'
+  return base.layer === null ? [lowest] : [join(base.layer, part), lowest]
 }
 
 /**
@@ -184,19 +193,24 @@ const FINGERPRINT_LENGTH = 12
 export async function prepareBase(setting: string, images: string): Promise<Base> {
   if (setting === 'host') return prepareHostBase(images)
   const info = await stat(setting).catch(() => null)
-  if (info?.isDirectory()) return { name: setting, dir: setting, hostUsr: false }
+  if (info?.isDirectory()) return { name: setting, dir: setting, hostUsr: false, layer: null }
   if (!info?.isFile()) throw new Error(`base ${setting} is neither "host" nor a directory nor a tar file`)
   const name = `tar-${fingerprint([`${setting} ${info.size} ${info.mtimeMs}`])}`
   const dir = join(images, name)
   await makeOnce(dir, (temp) => run(['tar', '-xf', setting, '-C', temp, '--numeric-owner', '--xattrs']))
-  return { name, dir, hostUsr: false }
+  return { name, dir, hostUsr: false, layer: null }
 }
 
 /** The base that a computer was made from, by its stored name. */
-export const baseNamed = (name: string, images: string): Base =>
-  name.startsWith('/')
-    ? { name, dir: name, hostUsr: false }
-    : { name, dir: join(images, name), hostUsr: name.startsWith('host-') }
+export function baseNamed(name: string, images: string): Base {
+  const { base, layer } = splitBase(name)
+  return {
+    name,
+    dir: base.startsWith('/') ? base : join(images, base),
+    hostUsr: base.startsWith('host-'),
+    layer: layer === null ? null : layerDir(images, layer),
+  }
+}
 
 async function prepareHostBase(images: string): Promise<Base> {
   for (const name of ['bin', 'sbin', 'lib']) {
@@ -211,7 +225,7 @@ async function prepareHostBase(images: string): Promise<Base> {
   const name = `host-${fingerprint([...seen, PASSWD, GROUP, DIRECTORIES.join()])}`
   const dir = join(images, name)
   await makeOnce(dir, fillHostBase)
-  return { name, dir, hostUsr: true }
+  return { name, dir, hostUsr: true, layer: null }
 }
 
 const fingerprint = (parts: string[]): string =>

@@ -15,7 +15,7 @@ import { rm } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { z } from 'zod'
 import { log } from '../log.ts'
-import type { Base } from './base.ts'
+import { type Base, lowersOf } from './base.ts'
 import { type Fix, fixOpenFiles, type NamedFile, readOpenFiles } from './criu-files.ts'
 import { FILES_AS_DUMPED, ImageError } from './image-manifest.ts'
 import { errnoCode, linkFd, mkdirat, O_PATH, openInRoot, rmdirat, type Stat, statat } from './libc.ts'
@@ -92,8 +92,8 @@ function entryOf(layers: Layers, { id, path, mode, size }: NamedFile, heldFd: nu
   const layer = layerOf(layers, path)
   const own = look(layer.upper, layer.path, (fd) => linkFd(fd, heldFd, String(id)))
   if (own) return { id, path, mode, size, base: null }
-  const lower = look(layer.lower, layer.path)
-  return lower && { id, path, mode, size, base: { size: lower.size, mtimeMs: lower.mtimeMs } }
+  const lower = lookBelow(layer)
+  return lower && { id, path, mode, size, base: { size: lower.stat.size, mtimeMs: lower.stat.mtimeMs } }
 }
 
 /** Undoes what `prepareOpenFiles` did to the computer's root, as far as it is still there. Never throws: the agent runs by then. */
@@ -174,7 +174,8 @@ function fixForBase(
   const now = look(root, entry.path)
   if (same(now)) return now && agrees(now, entry) ? null : {}
   const layer = layerOf(layers, entry.path)
-  if (!same(look(layer.lower, layer.path))) {
+  const lower = lookBelow(layer)
+  if (lower === null || !same(lower.stat)) {
     throw new ImageError(
       `${entry.path}, which the agent uses, has changed on the server since it went to sleep: ` +
         'bring back the version that was there, or start the agent anew',
@@ -183,7 +184,7 @@ function fixForBase(
   const name = lentName(image, entry.id)
   const copy = join(layers.paths.rootfs, name)
   rmSync(copy, { force: true })
-  copyFileSync(join(layer.lower, layer.path), copy, constants.COPYFILE_EXCL)
+  copyFileSync(join(lower.dir, layer.path), copy, constants.COPYFILE_EXCL)
   return { path: `/${name}` }
 }
 
@@ -254,12 +255,30 @@ function readNotes(dir: string): z.output<typeof Notes> | null {
 /** Local ports of an image's sockets. */
 export const portsOf = (dir: string): number[] => readNotes(dir)?.ports ?? []
 
-/** The directories of the disk and of the base that a path of the computer lies in, and its path there. */
-function layerOf({ paths, base }: Layers, path: string): { upper: string; lower: string; path: string } {
+interface Place {
+  /** Directory of the computer's disk. */
+  upper: string
+  /** Directories of what it stands on, the upmost first. */
+  lowers: string[]
+  /** Path in any of them. */
+  path: string
+}
+
+/** The directories that a path of the computer lies in, and its path there. */
+function layerOf({ paths, base }: Layers, path: string): Place {
   if (base.hostUsr && path.startsWith('/usr/')) {
-    return { upper: join(paths.mount, 'usr'), lower: '/usr', path: path.slice('/usr/'.length) }
+    return { upper: join(paths.mount, 'usr'), lowers: lowersOf(base, 'usr'), path: path.slice('/usr/'.length) }
   }
-  return { upper: join(paths.mount, 'root'), lower: base.dir, path: path.slice(1) }
+  return { upper: join(paths.mount, 'root'), lowers: lowersOf(base, 'root'), path: path.slice(1) }
+}
+
+/** The file that is seen where the disk has none, and the directory that has it. */
+function lookBelow({ lowers, path }: Place): { stat: Stat; dir: string } | null {
+  for (const dir of lowers) {
+    const stat = look(dir, path)
+    if (stat) return { stat, dir }
+  }
+  return null
 }
 
 /** What lies at `path` below a directory, or null; no link leads out of it. */

@@ -25,6 +25,7 @@ import { isInTimedSleep, type Traffic, trafficOf } from './idle-signs.ts'
 import { readNotes } from './image.ts'
 import { type Exit, installPid1, readExit } from './inside.ts'
 import * as launcher from './launcher.ts'
+import * as layers from './layers.ts'
 import type { LiveCommand } from './live-command.ts'
 import type { Ports } from './netlink.ts'
 import { Network, type NetworkOptions } from './network.ts'
@@ -171,9 +172,11 @@ export class Runtime {
   private async bringUp(spec: ComputerSpec): Promise<void> {
     const paths = this.paths(spec)
     const name = objectName(spec.shortId)
+    const base = baseNamed(spec.base, this.options.data.images)
+    layers.checkLayer(base)
     if (!existsSync(paths.disk)) await disk.makeDisk(paths, spec.diskMb)
     const identity = { hostname: name, nameserver: this.network.gateway }
-    await disk.mountComputer(paths, baseNamed(spec.base, this.options.data.images), identity)
+    await disk.mountComputer(paths, base, identity)
     await this.network.create(spec.shortId, spec.slot)
     await this.checkpoints.reservePorts(spec)
     this.cgroups.create(name, limitsOf(spec, this.options.memoryMultiplier, availableParallelism()))
@@ -216,6 +219,31 @@ export class Runtime {
   /** Removes disk, images and log. */
   async erase(spec: ComputerSpec): Promise<void> {
     await disk.removeDisk(this.paths(spec))
+  }
+
+  /** Whether the computer has been brought up, or that was begun: what it stands on is fixed from then on. */
+  isMade(spec: ComputerSpec): boolean {
+    return this.comingUp.has(spec.id) || existsSync(this.paths(spec).disk)
+  }
+
+  /**
+   * Makes a layer of what a build has written in a computer; what the build left running is ended.
+   * @param signal gives it up @throws Error; there is no layer then
+   */
+  async makeLayer(spec: ComputerSpec, layer: string, signal: AbortSignal): Promise<void> {
+    await this.up(spec)
+    await this.killCommands(spec, ['build'])
+    await layers.makeLayer(this.options.data.images, layer, this.paths(spec).mount, signal)
+  }
+
+  /** Removes a layer that no computer stands on. */
+  removeLayer(layer: string): Promise<void> {
+    return layers.removeLayer(this.options.data.images, layer)
+  }
+
+  /** Removes all layers but those in use; returns how many. May overlap anything. @param inUse asked after a look at what is there */
+  removeUnusedLayers(inUse: () => ReadonlySet<string>): Promise<number> {
+    return layers.removeUnusedLayers(this.options.data.images, inUse)
   }
 
   /** Takes away what is left of computers that nobody knows any more. May overlap anything. */
