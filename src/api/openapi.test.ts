@@ -65,6 +65,8 @@ test('every route is there with its methods', () => {
     '/v1/webhooks/{id}/deliveries': 'get',
     '/v1/computers/{id}/terminal': 'get',
     '/terminal/{id}': 'get',
+    '/v1/swarms': 'get post',
+    '/v1/swarms/{id}': 'delete get',
     '/health': 'get',
     '/metrics': 'get',
     '/openapi.json': 'get',

@@ -1,7 +1,15 @@
 import { loadSettings, type Settings } from '../config.ts'
 import { OrbError } from '../errors.ts'
 import { createOrbMetrics } from '../services/system.ts'
-import type { ComputerView, LogLine, Principal, Services, TerminalClient, TerminalVisit } from '../services/types.ts'
+import type {
+  ComputerView,
+  LogLine,
+  Principal,
+  Services,
+  SwarmView,
+  TerminalClient,
+  TerminalVisit,
+} from '../services/types.ts'
 import { type RunningApi, startApi } from './server.ts'
 
 /** The computer that the fake services know, and the keys that they take. */
@@ -44,6 +52,14 @@ export const computerView = (more: Partial<ComputerView> = {}): ComputerView => 
   updated_at: TIME,
   ...more,
 })
+
+export const SWARM_ID = 'swm_abc123xyz0'
+
+export const swarmView = (replicas = 2): SwarmView => {
+  const { id, short_id, status, subdomain, url } = computerView()
+  const computers = [{ id, short_id, replica_index: 0, status, subdomain, url }]
+  return { swarm_id: SWARM_ID, name: 'workers', replicas, computers, created_at: TIME }
+}
 
 export interface FakeCall {
   name: string
@@ -228,6 +244,31 @@ export function fakeServices(calls: FakeCall[], followed: { aborted: boolean }):
         return { computer_id: id, status: 'promoted', port: 10_000, pid: 1, state: 'running', restore_ms: 1 }
       },
       restart: async (_, id) => ({ computer_id: id, restarted: true, killed_agents: 1 }),
+    },
+    swarms: {
+      create(_, input, watch) {
+        note('createSwarm', input)
+        if (input.name === 'taken') throw new OrbError('name_taken', 'taken')
+        if (input.name === 'broken') return Promise.reject(new Error('secret detail in /var/lib/orb'))
+        const failed = { replica_index: 1, error: 'deploy_failed', message: 'no', computer_id: COMPUTER_ID } as const
+        const deployed = input.name === 'partly' ? 1 : input.replicas
+        const counts = { deployed, failed: 0, replicas: input.replicas }
+        watch?.({ swarm_id: SWARM_ID, phase: 'created', replica_index: null, message: 'begun', ...counts })
+        return Bun.sleep(0).then(() => {
+          watch?.({ swarm_id: SWARM_ID, phase: 'deployed', replica_index: 0, message: 'deployed', ...counts })
+          return { ...swarmView(input.replicas), deployed, failed: deployed < input.replicas ? [failed] : [] }
+        })
+      },
+      list: () => ({ swarms: [swarmView()], total: 1 }),
+      get(_, id) {
+        if (id !== SWARM_ID && id !== 'workers') throw new OrbError('not_found', 'no such swarm')
+        return swarmView()
+      },
+      async remove(_, id) {
+        note('removeSwarm', id)
+        const left = { replica_index: 1, error: 'internal', message: 'no', computer_id: COMPUTER_ID }
+        return { swarm_id: SWARM_ID, deleted: 1, failed: id === 'stuck' ? [left] : [] }
+      },
     },
     exec: {
       async run(_, __, input) {

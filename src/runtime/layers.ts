@@ -56,7 +56,9 @@ export async function makeLayer(images: string, layer: string, mount: string, si
   const part = `${dir}.part`
   try {
     await mkdir(part, { recursive: true, mode: 0o755 })
-    await run(['unshare', '--mount', 'sh', '-c', COPY, 'sh', mount, part, ...PARTS], undefined, signal)
+    // It must not outlive an orb that is killed: it holds the computer's disk.
+    const copy = ['setpriv', '--pdeathsig', 'KILL', 'unshare', '--mount', 'sh', '-c', COPY, 'sh', mount, part, ...PARTS]
+    await run(copy, undefined, signal)
     // Many computers will stand on it: a power cut must not leave them empty files.
     await run(['sync', '-f', part], undefined, signal)
     await rename(part, dir)

@@ -3,6 +3,7 @@ import type { Settings } from '../config.ts'
 import { OrbError } from '../errors.ts'
 import { log } from '../log.ts'
 import { CommandError } from '../runtime/command.ts'
+import { splitBase } from '../runtime/layers.ts'
 import { errnoCode } from '../runtime/libc.ts'
 import { Network } from '../runtime/network.ts'
 import type { Runtime } from '../runtime/runtime.ts'
@@ -12,7 +13,7 @@ import type { ConfigCache } from './agents/directory.ts'
 import type { Registry } from './agents/registry.ts'
 import type { FindComputer } from './lookup.ts'
 import type { OutboundRules } from './outbound.ts'
-import type { Services } from './types.ts'
+import type { ComputerView, CreateComputerInput, Principal, Services } from './types.ts'
 import { computerView } from './views.ts'
 import { computerNews, type Outbox } from './webhooks/outbox.ts'
 
@@ -35,16 +36,67 @@ export interface ComputersDeps {
   outbound: Pick<OutboundRules, 'forget'>
 }
 
+/** A computer that is to be made, perhaps as a member of a swarm. */
+export type NewComputer = CreateComputerInput & Pick<ComputerRow, 'swarmId' | 'replicaIndex'>
+
+export type Computers = Services['computers'] & {
+  /**
+   * Rows of computers of which nothing else is there yet, all or none. `within` stores what belongs to them.
+   * @throws OrbError quota_exceeded, no_capacity
+   */
+  reserve(who: Principal, wanted: NewComputer[], within?: (computers: ComputerRow[]) => void): ComputerRow[]
+  /** @throws OrbError disk_full */
+  bringUp(computer: ComputerRow): Promise<void>
+  /** All must be of one organisation. */
+  views(computers: ComputerRow[]): ComputerView[]
+}
+
 /** Length of the short id: the first characters of the id (Orb Cloud contract §1.2). */
 const SHORT_ID_LENGTH = 8
 
 /** Orb Cloud contract §3. */
-export function createComputers(deps: ComputersDeps): Services['computers'] {
+export function createComputers(deps: ComputersDeps): Computers {
   const { settings, store, outbox, runtime, registry, findComputer, deleting } = deps
-  const view = (computer: ComputerRow, ports = store.ports.list(computer.id)) =>
-    computerView(computer, registry.of(computer).row(), deps.builds.isBuilding(computer.id), ports, settings)
+  const view = (
+    computer: ComputerRow,
+    ports = store.ports.list(computer.id),
+    failed = store.swarms.failure(computer.id) !== null,
+  ) => {
+    const condition = deps.builds.isBuilding(computer.id) ? 'building' : failed ? 'failed' : null
+    return computerView(computer, registry.of(computer).row(), condition, ports, settings)
+  }
 
-  function insert(who: { orgId: string }, input: Parameters<Services['computers']['create']>[1]): ComputerRow {
+  function views(computers: ComputerRow[]): ComputerView[] {
+    const orgId = computers[0]?.orgId
+    if (orgId === undefined) return []
+    // One question for all: one for each takes most of the time of a long list.
+    const ports = Map.groupBy(store.ports.ofOrg(orgId), ({ computerId }) => computerId)
+    const failed = store.swarms.failedOf(orgId)
+    return computers.map((computer) => view(computer, ports.get(computer.id) ?? [], failed.has(computer.id)))
+  }
+
+  function reserve(who: Principal, wanted: NewComputer[], within?: (computers: ComputerRow[]) => void): ComputerRow[] {
+    if (store.computers.count(who.orgId) + wanted.length > settings.maxComputers) {
+      throw new OrbError('quota_exceeded', `an organisation may have at most ${settings.maxComputers} computers`)
+    }
+    if (store.computers.total() + wanted.length > Network.capacity(networkOf(settings))) {
+      throw new OrbError('no_capacity', `all addresses of ${settings.subnet.text} are in use`)
+    }
+    return store.transaction(() => {
+      const computers = wanted.map((input) => insert(who, input))
+      within?.(computers)
+      for (const computer of computers) outbox.tell(computer, computerNews('computer.created', computer))
+      return computers
+    })
+  }
+
+  async function bringUp(computer: ComputerRow): Promise<void> {
+    await runtime.up(computer).catch((thrown) => {
+      throw creationError(thrown)
+    })
+  }
+
+  function insert(who: Principal, input: NewComputer): ComputerRow {
     const now = Date.now()
     for (;;) {
       const id = randomUUID()
@@ -58,8 +110,8 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
         runtimeMb: input.runtime_mb,
         diskMb: input.disk_mb,
         userId: input.user_id,
-        swarmId: null,
-        replicaIndex: null,
+        swarmId: input.swarmId,
+        replicaIndex: input.replicaIndex,
         base: runtime.base.name,
         createdAt: now,
         updatedAt: now,
@@ -86,37 +138,35 @@ export function createComputers(deps: ComputersDeps): Services['computers'] {
     await runtime
       .erase(computer)
       .catch((error) => log('error', 'files of a deleted computer are still there', { id: computer.id, error }))
+    const { layer } = splitBase(computer.base)
+    if (layer === null || store.computers.bases().includes(computer.base)) return
+    await runtime
+      .removeLayer(layer)
+      .catch((error) => log('error', 'a layer that nobody stands on is still there', { layer, error }))
   }
 
   return {
+    reserve,
+    bringUp,
+    views,
+
     async create(who, input) {
-      if (store.computers.count(who.orgId) >= settings.maxComputers) {
-        throw new OrbError('quota_exceeded', `an organisation may have at most ${settings.maxComputers} computers`)
-      }
-      if (store.computers.total() >= Network.capacity(networkOf(settings))) {
-        throw new OrbError('no_capacity', `all addresses of ${settings.subnet.text} are in use`)
-      }
-      const computer = store.transaction(() => {
-        const computer = insert(who, input)
-        outbox.tell(computer, computerNews('computer.created', computer))
-        return computer
-      })
+      const [computer] = reserve(who, [{ ...input, swarmId: null, replicaIndex: null }])
+      if (!computer) throw new Error('no computer was made')
       try {
-        await runtime.up(computer)
+        await bringUp(computer)
         return view(computer)
       } catch (thrown) {
         await discard(computer).catch((error) =>
           log('error', 'a failed computer is not wholly removed', { id: computer.id, error }),
         )
         store.usage.forget(computer.id)
-        throw creationError(thrown)
+        throw thrown
       }
     },
 
     list(who) {
-      // One question for the ports of all: one for each takes most of the time of a long list.
-      const ports = Map.groupBy(store.ports.ofOrg(who.orgId), ({ computerId }) => computerId)
-      const computers = store.computers.list(who.orgId).map((computer) => view(computer, ports.get(computer.id) ?? []))
+      const computers = views(store.computers.list(who.orgId))
       return { computers, total: computers.length }
     },
 
@@ -144,7 +194,8 @@ export const networkOf = (settings: Pick<Settings, 'subnet'>): { base: number; b
   bits: settings.subnet.prefix,
 })
 
-function creationError(thrown: unknown): unknown {
+/** What a failure to make something on the server's disk means to a client; anything unforeseen comes back as it is. */
+export function creationError(thrown: unknown): unknown {
   const text = thrown instanceof CommandError ? thrown.stderr : ''
   if (errnoCode(thrown) === 'ENOSPC' || /No space left on device/.test(text)) {
     return new OrbError('disk_full', 'the server has no room for the disk of another computer', {}, { cause: thrown })

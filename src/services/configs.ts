@@ -22,7 +22,7 @@ export interface ConfigsDeps {
 }
 
 /** Orb Cloud contract §20. */
-const MAX_CONFIG_BYTES = 256 * 1024
+export const MAX_CONFIG_BYTES = 256 * 1024
 
 /** Stored configurations, Orb Cloud contract §5. Nothing is built or restarted here. */
 export function createConfigs(deps: ConfigsDeps): Services['configs'] {

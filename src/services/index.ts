@@ -9,6 +9,7 @@ import { startDns } from '../proxy/dns.ts'
 import { startLlmProxy } from '../proxy/llm.ts'
 import { type RuntimeFiles, unpackBundle } from '../runtime/bundle.ts'
 import { checkCriu } from '../runtime/criu-check.ts'
+import { splitBase } from '../runtime/layers.ts'
 import { errnoCode } from '../runtime/libc.ts'
 import { hostNameservers } from '../runtime/network.ts'
 import { dataPaths } from '../runtime/paths.ts'
@@ -45,6 +46,7 @@ import { createFindComputer } from './lookup.ts'
 import type { Metrics } from './metrics.ts'
 import { createOutbound, limitsOf, policiesOf } from './outbound.ts'
 import { createSecrets } from './secrets.ts'
+import { createSwarms } from './swarms/swarms.ts'
 import { createOrbMetrics, createSystem } from './system.ts'
 import { createTerminals } from './terminals/terminals.ts'
 import type { Services } from './types.ts'
@@ -115,7 +117,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     proxyUrl: `http://${gateway}:${AGENT_PORT}`,
     apiUrl: apiPort === null ? settings.publicUrl : `http://${gateway}:${apiPort}`,
     ports: configs.current(computer)?.ports ?? [],
-    replica: null,
+    replica: replicaOf(store, computer),
   })
 
   const { outbox, ...webhooks } = createWebhooks({ store, vault, metrics, allowPrivate })
@@ -223,23 +225,40 @@ export async function startServices(settings: Settings): Promise<RunningServices
       return agentEnvironment(factsOf(computer), { ...user, ...more })
     },
   })
+  const [awaitingBuild, newLayers] = [new Set<string>(), new Set<string>()]
+  const computers = createComputers({
+    settings,
+    store,
+    outbox,
+    runtime,
+    registry,
+    configs,
+    findComputer,
+    deleting,
+    builds: {
+      isBuilding: (computerId) => awaitingBuild.has(computerId) || builds.isBuilding(computerId),
+      cancel: builds.cancel,
+    },
+    terminals,
+    forgetCalls: (computerId) => proxy.forget(computerId),
+    forgetJobs: (computerId) => cron.forget(computerId),
+    outbound,
+  })
+  const swarms = createSwarms({
+    store,
+    runtime,
+    registry,
+    computers,
+    builds,
+    agents,
+    plainHttpAllowed,
+    awaitingBuild,
+    newLayers,
+  })
   const services: Services = {
     accounts,
-    computers: createComputers({
-      settings,
-      store,
-      outbox,
-      runtime,
-      registry,
-      configs,
-      findComputer,
-      deleting,
-      builds,
-      terminals,
-      forgetCalls: (computerId) => proxy.forget(computerId),
-      forgetJobs: (computerId) => cron.forget(computerId),
-      outbound,
-    }),
+    computers,
+    swarms,
     configs: createConfigs({
       configs: {
         get: store.configs.get,
@@ -283,6 +302,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
   gauges(metrics, registry)
   builds.recover()
   const recovery = await recoverAgents(registry, runtime, boot)
+  swarms.recover()
   void recovery.over.then(() => journal.recovered())
   const seen = recovery.over.then(() => keepSeen(store.usage))
   const stopIdleSleep = startIdleSleep({
@@ -298,7 +318,9 @@ export async function startServices(settings: Settings): Promise<RunningServices
   })
   await cron.start()
   webhooks.start()
-  const janitor = new Janitor({ runtime, store, registry })
+  const layersInUse = () =>
+    new Set([...newLayers, ...store.computers.bases().flatMap((name) => splitBase(name).layer ?? [])])
+  const janitor = new Janitor({ runtime, store, registry, layersInUse })
 
   const rules = setInterval(() => {
     runtime.network.ensureRules().catch((error) => log('error', 'the rules of the computers cannot be made', { error }))
@@ -313,7 +335,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
       clearInterval(rules)
       stopIdleSleep()
       for (const life of registry.all()) life.ladder.stop()
-      await Promise.all([proxy.stop(graceMs), cron.stop(graceMs), others, webhooks.stop()])
+      await Promise.all([proxy.stop(graceMs), swarms.stop(graceMs), cron.stop(graceMs), others, webhooks.stop()])
       await dns.stop()
       await janitor.stop()
       const stopSeen = await seen
@@ -375,6 +397,11 @@ const codeVersion = (store: Store, computerId: string): string | null =>
     .list(computerId)
     .map((row) => readView(row).code_version)
     .find((version) => version !== null) ?? null
+
+function replicaOf(store: Store, { swarmId, replicaIndex }: ComputerRow): EnvironmentFacts['replica'] {
+  const swarm = swarmId === null ? null : store.swarms.get(swarmId)
+  return swarm && replicaIndex !== null ? { index: replicaIndex, count: swarm.replicas } : null
+}
 
 const portOf = (url: URL): number => Number(url.port) || (url.protocol === 'https:' ? 443 : 80)
 

@@ -23,6 +23,7 @@ async function firstRound(deps: {
   known?: string[]
   swept?: object
   locks?: number
+  layers?: number
   fresh?: boolean
 }) {
   const all = () => deps.lives.map(({ computer }) => computer)
@@ -33,10 +34,15 @@ async function firstRound(deps: {
         deps.known?.push(...known())
         return { ...NOTHING, ...deps.swept }
       },
+      removeUnusedLayers: async (inUse) => {
+        deps.known?.push(...inUse())
+        return deps.layers ?? 0
+      },
       network: { repairLocks: async () => deps.locks ?? 0 },
     },
     store: { computers: { all }, orgs: { isEmpty: () => deps.fresh ?? false } } as JanitorDeps['store'],
     registry: { all: () => deps.lives },
+    layersInUse: () => new Set(['layer-1']),
   })
   await janitor.stop()
   return stderr.mock.calls.map(([line]) => String(line).replace(/^\S+ /, '').trimEnd())
@@ -46,7 +52,7 @@ test('a healthy server is told so', async () => {
   const known: string[] = []
   const said = await firstRound({ lives: [life('a', async () => 0)], up: ['a'], known })
   expect(said).toEqual(['info no leftovers'])
-  expect(known).toEqual(['a-0'])
+  expect(known).toEqual(['a-0', 'layer-1'])
 })
 
 test('with a database that knows nobody nothing is taken for a leftover', async () => {
@@ -54,12 +60,13 @@ test('with a database that knows nobody nothing is taken for a leftover', async 
   const said = await firstRound({ lives: [], up: [], known, swept: { directories: 3 }, fresh: true })
   expect(said[0]).toStartWith('info the database is new')
   expect(said.join()).not.toContain('directories')
+  expect(known).toEqual([])
 })
 
 test('what was removed is counted, kind by kind', async () => {
   const lives = [life('a', async () => 2), life('b', async () => 1)]
-  const said = await firstRound({ lives, up: ['a', 'b'], swept: { loopDevices: 4 }, locks: 1 })
-  expect(said).toEqual(['info leftovers were removed loopDevices=4 locks=1 images=3'])
+  const said = await firstRound({ lives, up: ['a', 'b'], swept: { loopDevices: 4 }, layers: 2, locks: 1 })
+  expect(said).toEqual(['info leftovers were removed loopDevices=4 layers=2 locks=1 images=3'])
 })
 
 test('a computer that is not there any more is named, one whose deletion came in between is no trouble', async () => {

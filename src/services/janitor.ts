@@ -7,9 +7,13 @@ import type { Registry } from './agents/registry.ts'
 const INTERVAL_MS = 3_600_000
 
 export interface JanitorDeps {
-  runtime: Pick<Runtime, 'removeStrays' | 'hasVanished'> & { network: Pick<Runtime['network'], 'repairLocks'> }
+  runtime: Pick<Runtime, 'removeStrays' | 'removeUnusedLayers' | 'hasVanished'> & {
+    network: Pick<Runtime['network'], 'repairLocks'>
+  }
   store: Pick<Store, 'computers' | 'orgs'>
   registry: Pick<Registry, 'all'>
+  /** Layers that computers stand on, or will. */
+  layersInUse(): ReadonlySet<string>
 }
 
 /** What a round found. Zero everywhere is what a healthy server shows. */
@@ -55,6 +59,7 @@ export class Janitor {
       return {}
     }
     const swept = await runtime.removeStrays(() => new Set(store.computers.all().map(({ id }) => id)))
+    const layers = await runtime.removeUnusedLayers(() => this.deps.layersInUse())
     const locks = await runtime.network.repairLocks()
     let images = 0
     for (const life of registry.all()) {
@@ -65,6 +70,6 @@ export class Janitor {
           computer: life.computer.shortId,
         })
     }
-    return { ...swept, locks, images }
+    return { ...swept, layers, locks, images }
   }
 }

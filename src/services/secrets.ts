@@ -3,7 +3,7 @@ import type { SecretRepository } from '../store/configs.ts'
 import type { Vault } from './vault.ts'
 
 /** Orb Cloud contract §20. */
-const MAX_SECRETS = 200
+export const MAX_SECRETS = 200
 
 export type Secrets = ReturnType<typeof createSecrets>
 

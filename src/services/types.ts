@@ -3,6 +3,7 @@ import type {
   CronRunStatus,
   FailureReason,
   KeyRole,
+  ReplicaError,
   SleepReason,
   WebhookDeliveryStatus,
 } from '../store/types.ts'
@@ -424,6 +425,65 @@ export interface TerminalVisit {
   leave(): void
 }
 
+/** Orb Cloud contract §13. */
+export interface CreateSwarmInput {
+  name: string
+  /** 1 to 100 */
+  replicas: number
+  orb_config: Record<string, unknown>
+  org_secrets?: Record<string, string>
+  runtime_mb: number
+  disk_mb: number
+}
+
+export interface SwarmMember {
+  id: string
+  short_id: string
+  replica_index: number
+  status: ComputerStatus
+  subdomain: string
+  url: string
+}
+
+export interface SwarmView {
+  swarm_id: string
+  name: string
+  replicas: number
+  computers: SwarmMember[]
+  created_at: string
+}
+
+export interface FailedReplica {
+  replica_index: number
+  error: ReplicaError
+  message: string
+  computer_id: string
+}
+
+/** What became of a swarm that was to be made. */
+export interface SwarmReport extends SwarmView {
+  deployed: number
+  failed: FailedReplica[]
+}
+
+export interface SwarmProgress {
+  swarm_id: string
+  /** What has just been begun (`building`) or is done. */
+  phase: 'created' | 'building' | 'built' | 'shared' | 'deployed' | 'failed'
+  /** The replica that it is about; null: all of them. */
+  replica_index: number | null
+  message: string
+  deployed: number
+  failed: number
+  replicas: number
+}
+
+export interface RemovedSwarm {
+  swarm_id: string
+  deleted: number
+  failed: { replica_index: number; error: string; message: string; computer_id: string }[]
+}
+
 /** What `api/` calls. Every function throws OrbError and nothing else that a client may see. */
 export interface Services {
   accounts: {
@@ -473,6 +533,18 @@ export interface Services {
     demote(who: Principal, id: string, port?: number): Promise<DemoteView>
     promote(who: Principal, id: string, port?: number): Promise<PromoteView>
     restart(who: Principal, id: string): Promise<RestartView>
+  }
+  swarms: {
+    /**
+     * Throws at once what is refused, and then nothing is made. Otherwise all is made to the end, whoever waits for it;
+     * replicas that fail are in the report.
+     */
+    create(who: Principal, input: CreateSwarmInput, watch?: (progress: SwarmProgress) => void): Promise<SwarmReport>
+    list(who: Principal): { swarms: SwarmView[]; total: number }
+    /** `id`: or the name. */
+    get(who: Principal, id: string): SwarmView
+    /** As `get`. What could not be removed is in `failed`, and still there. */
+    remove(who: Principal, id: string): Promise<RemovedSwarm>
   }
   exec: {
     run(who: Principal, id: string, input: ExecInput): Promise<ExecView>

@@ -11,11 +11,14 @@ export function addressOf(computer: ComputerRow, settings: Settings): { subdomai
   return { subdomain, url: `${protocol}//${subdomain}${port ? `:${port}` : ''}` }
 }
 
-/** Orb Cloud contract §3. */
+/**
+ * Orb Cloud contract §3.
+ * @param condition what is to be said of the computer beside its agent: a build is under way, or its swarm could not start one
+ */
 export function computerView(
   computer: ComputerRow,
   row: AgentRow | null,
-  building: boolean,
+  condition: 'building' | 'failed' | null,
   ports: PortRow[],
   settings: Settings,
 ): ComputerView {
@@ -27,7 +30,7 @@ export function computerView(
     name: computer.name,
     runtime_mb: computer.runtimeMb,
     disk_mb: computer.diskMb,
-    status: statusOf(row, building),
+    status: statusOf(row, condition),
     agent_count: isLive(row) ? 1 : 0,
     agent_state: row && row.phase !== 'stopping' ? shownState(row.phase) : null,
     port_mappings: ports.map(({ hostPort, containerPort }) => ({ host_port: hostPort, container_port: containerPort })),
@@ -40,9 +43,9 @@ export function computerView(
   }
 }
 
-function statusOf(row: AgentRow | null, building: boolean): ComputerStatus {
-  if (building) return 'building'
-  if (!row || row.phase === 'stopping') return 'ready'
+function statusOf(row: AgentRow | null, condition: 'building' | 'failed' | null): ComputerStatus {
+  if (condition === 'building') return 'building'
+  if (!row || row.phase === 'stopping') return condition ?? 'ready'
   return row.phase === 'failed' ? 'failed' : 'active'
 }
 

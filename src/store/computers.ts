@@ -34,6 +34,11 @@ export function computerRepository(db: Database, usage: UsageRepository) {
     `SELECT ${COMPUTER} FROM computers WHERE org_id = $orgId ORDER BY created_at, rowid`,
   )
   const all = db.query<ComputerRow, []>(`SELECT ${COMPUTER} FROM computers ORDER BY created_at, rowid`)
+  const ofSwarm = db.query<ComputerRow, { swarmId: string }>(
+    `SELECT ${COMPUTER} FROM computers WHERE swarm_id = $swarmId ORDER BY replica_index`,
+  )
+  const setBase = db.query<void, { id: string; base: string }>('UPDATE computers SET base = $base WHERE id = $id')
+  const bases = db.query<{ base: string }, []>('SELECT DISTINCT base FROM computers')
   const count = db.query<{ n: number }, { orgId: string }>('SELECT COUNT(*) AS n FROM computers WHERE org_id = $orgId')
   const total = db.query<{ n: number }, []>('SELECT COUNT(*) AS n FROM computers')
   const touch = db.query<void, { id: string; at: number }>('UPDATE computers SET updated_at = $at WHERE id = $id')
@@ -61,6 +66,12 @@ export function computerRepository(db: Database, usage: UsageRepository) {
     count: (orgId: string): number => count.get({ orgId })?.n ?? 0,
     /** Of all organisations. */
     total: (): number => total.get()?.n ?? 0,
+    /** By replica. */
+    ofSwarm: (swarmId: string): ComputerRow[] => ofSwarm.all({ swarmId }),
+    /** Before it is first brought up. */
+    setBase: (id: string, base: string): void => void setBase.run({ id, base }),
+    /** What computers stand on, each name once. */
+    bases: (): string[] => bases.all().map(({ base }) => base),
     /** Sets `updatedAt`. */
     touch: (id: string, at: number): void => void touch.run({ id, at }),
     /**

@@ -228,6 +228,24 @@ export const MIGRATIONS: readonly string[] = [
   CREATE INDEX webhook_deliveries_waiting ON webhook_deliveries (webhook_id, id) WHERE next_at IS NOT NULL;
   CREATE INDEX webhook_deliveries_ended ON webhook_deliveries (webhook_id, ended_at) WHERE ended_at IS NOT NULL;
   `,
+  `
+  CREATE TABLE swarms (
+    id TEXT PRIMARY KEY,
+    org_id TEXT NOT NULL REFERENCES orgs (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    replicas INTEGER NOT NULL,
+    made INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    UNIQUE (org_id, name)
+  ) STRICT;
+
+  CREATE TABLE replica_failures (
+    computer_id TEXT PRIMARY KEY REFERENCES computers (id) ON DELETE CASCADE,
+    error TEXT NOT NULL CHECK (error IN ('create_failed', 'build_failed', 'deploy_failed')),
+    message TEXT NOT NULL
+  ) STRICT;
+  CREATE INDEX computers_by_swarm ON computers (swarm_id, replica_index);
+  `,
 ]
 
 /**

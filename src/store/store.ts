@@ -8,6 +8,7 @@ import { type GitHubDeployRepository, gitHubDeployRepository } from './github-de
 import { type LlmCallRepository, llmCallRepository } from './llm-calls.ts'
 import { migrate } from './migrations.ts'
 import { type KeyRepository, keyRepository, type OrgRepository, orgRepository } from './orgs.ts'
+import { type SwarmRepository, swarmRepository } from './swarms.ts'
 import { type UsageRepository, usageRepository } from './usage.ts'
 import { type WebhookRepository, webhookRepository } from './webhooks.ts'
 
@@ -28,6 +29,7 @@ export interface Store {
   builds: BuildRepository
   agents: AgentRepository
   githubDeploys: GitHubDeployRepository
+  swarms: SwarmRepository
   llmCalls: LlmCallRepository
   usage: UsageRepository
   cron: CronRepository
@@ -69,6 +71,7 @@ export function openStore(path: string): Store {
     builds: buildRepository(db),
     githubDeploys: gitHubDeployRepository(db),
     agents: agentRepository(db, usage),
+    swarms: swarmRepository(db),
     llmCalls: llmCallRepository(db, quick),
     usage,
     cron: cronRepository(db, quick),

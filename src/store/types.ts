@@ -266,3 +266,24 @@ export interface WebhookDeliveryRow {
   endedAt: number | null
   attempts: WebhookAttempt[]
 }
+
+export interface SwarmRow {
+  id: string
+  orgId: string
+  /** Unique in the organisation. */
+  name: string
+  /** As many as were asked for; some may be deleted since. */
+  replicas: number
+  /** False while its computers are made, built and deployed. */
+  made: boolean
+  createdAt: number
+}
+
+export type ReplicaError = 'create_failed' | 'build_failed' | 'deploy_failed'
+
+/** Why a replica of a swarm is not up. */
+export interface ReplicaFailureRow {
+  computerId: string
+  error: ReplicaError
+  message: string
+}

@@ -6,9 +6,9 @@ import { keyRoute, type Route } from '../route.ts'
 import { computer, computerList, deletedComputer } from './schemas.ts'
 
 /** Limits and defaults of the Orb Cloud contract §3. */
-const MIN_MB = 64
-const DEFAULT_RUNTIME_MB = 512
-const DEFAULT_DISK_MB = 1024
+export const MIN_MB = 64
+export const DEFAULT_RUNTIME_MB = 512
+export const DEFAULT_DISK_MB = 1024
 const MAX_USER_ID_CHARACTERS = 1024
 
 export const computerRoutes = ({ computers }: Services, settings: Settings): Route[] => [

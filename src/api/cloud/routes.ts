@@ -12,6 +12,7 @@ import { fileRoutes } from './files.ts'
 import { githubRoutes } from './github.ts'
 import { keyRoutes } from './keys.ts'
 import { logRoutes } from './logs.ts'
+import { swarmRoutes } from './swarms.ts'
 import { terminalRoutes } from './terminal.ts'
 import { terminalPageRoutes } from './terminal-page.ts'
 import { usageRoutes } from './usage.ts'
@@ -34,4 +35,5 @@ export const cloudRoutes = (services: Services, settings: Settings): Route[] => 
   ...webhookRoutes(services),
   ...terminalRoutes(services),
   ...terminalPageRoutes(),
+  ...swarmRoutes(services, settings),
 ]

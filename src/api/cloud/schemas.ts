@@ -17,9 +17,13 @@ import type {
   ExecView,
   LogsView,
   PromoteView,
+  RemovedSwarm,
   RestartView,
   Services,
   StatsView,
+  SwarmProgress,
+  SwarmReport,
+  SwarmView,
   UsageView,
   WebhookDeliveryView,
   WebhookView,
@@ -405,5 +409,58 @@ const webhookDelivery = z
 same<z.infer<typeof webhookDelivery>, WebhookDeliveryView>(true)
 
 export const webhookDeliveries = z.object({ webhook_id: z.string(), deliveries: z.array(webhookDelivery) })
+const swarmFields = {
+  swarm_id: z.string(),
+  name: z.string(),
+  replicas: count,
+  computers: z.array(
+    z.object({
+      id: uuid,
+      short_id: z.string(),
+      replica_index: count,
+      status: z.enum(['ready', 'building', 'active', 'failed']),
+      subdomain: z.string(),
+      url: z.string(),
+    }),
+  ),
+  created_at: time,
+}
+
+export const swarm = z.object(swarmFields).meta({ id: 'Swarm' })
+same<z.infer<typeof swarm>, SwarmView>(true)
+
+export const swarmList = z.object({ swarms: z.array(swarm), total: count })
+
+export const swarmReport = z.object({
+  ...swarmFields,
+  deployed: count,
+  failed: z.array(
+    z.object({
+      replica_index: count,
+      error: z.enum(['create_failed', 'build_failed', 'deploy_failed']),
+      message: z.string(),
+      computer_id: uuid,
+    }),
+  ),
+})
+same<z.infer<typeof swarmReport>, SwarmReport>(true)
+
+export const swarmProgress = z.object({
+  swarm_id: z.string(),
+  phase: z.enum(['created', 'building', 'built', 'shared', 'deployed', 'failed']),
+  replica_index: count.nullable(),
+  message: z.string(),
+  deployed: count,
+  failed: count,
+  replicas: count,
+})
+same<z.infer<typeof swarmProgress>, SwarmProgress>(true)
+
+export const removedSwarm = z.object({
+  swarm_id: z.string(),
+  deleted: count,
+  failed: z.array(z.object({ replica_index: count, error: z.string(), message: z.string(), computer_id: uuid })),
+})
+same<z.infer<typeof removedSwarm>, RemovedSwarm>(true)
 
 export const failure = z.looseObject({ error: z.string(), message: z.string() }).meta({ id: 'Error' })

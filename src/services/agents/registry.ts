@@ -21,6 +21,11 @@ export class Registry {
     return life
   }
 
+  /** What a computer will stand on that has not been brought up yet. */
+  setBase(computer: ComputerRow, base: string): void {
+    for (const row of [computer, this.of(computer).computer]) row.base = base
+  }
+
   /** @throws OrbError not_found */
   byId(computerId: string): Life {
     const life = this.lives.get(computerId)

@@ -39,7 +39,9 @@ export interface AgentsDeps {
 }
 
 /** Orb Cloud contract §7. */
-export function createAgents(deps: AgentsDeps): Services['agents'] & { redeploy(computerId: string): Promise<void> } {
+export function createAgents(
+  deps: AgentsDeps,
+): Services['agents'] & { redeploy(computerId: string, sent?: Record<string, string>): Promise<void> } {
   const { store, registry, secrets, configs, findComputer } = deps
 
   const lifeOf = (who: Parameters<FindComputer>[0], id: string) => registry.of(findComputer(who, id))
@@ -69,6 +71,7 @@ export function createAgents(deps: AgentsDeps): Services['agents'] & { redeploy(
       if (row.source === 'inline') store.configs.put({ ...row, kind: 'stored' })
       store.configs.put({ ...row, kind: 'deployed' })
       store.ports.reserve(computer.id, config.ports)
+      store.swarms.forgive(computer)
       store.computers.touch(computer.id, now)
     })
     // The agent is never started before they hold; they hold, too, when it cannot be.
@@ -141,13 +144,13 @@ export function createAgents(deps: AgentsDeps): Services['agents'] & { redeploy(
       }
     },
 
-    /** After a build: the stored configuration, with the secrets that are there. */
-    async redeploy(computerId) {
+    /** The stored configuration, with the secrets that are there and those that are sent. */
+    async redeploy(computerId, sent) {
       const computer = store.computers.get(computerId)
       if (!computer) return
       const row = storedRow(computer)
       const config = configs.stored(computerId)
-      if (config) await start(computer, config, row, undefined)
+      if (config) await start(computer, config, row, sent)
     },
 
     async list(who, id) {
@@ -194,6 +197,7 @@ export function createAgents(deps: AgentsDeps): Services['agents'] & { redeploy(
       const life = lifeOf(who, id)
       deps.terminals.end(life.computer.id, 'restarted')
       const live = await life.stop('restart')
+      store.swarms.forgive(life.computer)
       return { computer_id: life.computer.id, restarted: true, killed_agents: live ? 1 : 0 }
     },
   }

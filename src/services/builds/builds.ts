@@ -48,6 +48,8 @@ export type Builds = Services['builds'] & {
   ): Promise<BuildView>
   /** Begins a build of the stored configuration, or joins one that waits, for nobody to wait for. Returns its id. */
   begin(computer: ComputerRow, input: BuildInput): string
+  /** Notes for a computer that it holds what the last successful build of another has made. */
+  share(from: ComputerRow, to: ComputerRow): void
   /** Fingerprint of the last build that succeeded. */
   succeededFingerprint(computerId: string): string | null
   /** Whether a build runs or waits. */
@@ -243,6 +245,20 @@ export function createBuilds(deps: BuildsDeps): Builds {
     },
     buildFor: (computer, config, input) => submit(computer, config, input).done,
     begin: (computer, input) => submit(computer, null, withDefaults(computer, input)).id,
+    share(from, to) {
+      const row = store.builds.lastSuccess(from.id)
+      if (!row) return
+      const [id, built] = [newId('build'), readView(row)]
+      const view: BuildView = {
+        ...built,
+        computer_id: to.id,
+        build_id: id,
+        steps: built.steps.map((step) => ({ ...step, stdout: '', stderr: '' })),
+        message: `built once in computer ${from.shortId}: the output is in its build ${built.build_id}`,
+        redeployed: false,
+      }
+      store.builds.put({ ...row, id, computerId: to.id, result: toResult(view) })
+    },
     succeededFingerprint: (computerId) => store.builds.lastSuccess(computerId)?.fingerprint ?? null,
     isBuilding: (computerId) => queue.jobs(computerId).length > 0,
     async cancel(computerId) {

@@ -1,0 +1,221 @@
+import { messageOf, OrbError } from '../../errors.ts'
+import { log } from '../../log.ts'
+import { newLayerName, onLayer } from '../../runtime/layers.ts'
+import { appendOrbLine } from '../../runtime/log-file.ts'
+import type { Runtime } from '../../runtime/runtime.ts'
+import type { Store } from '../../store/store.ts'
+import type { ComputerRow, ReplicaError, SwarmRow } from '../../store/types.ts'
+import type { Registry } from '../agents/registry.ts'
+import type { Slots } from '../agents/slots.ts'
+import type { Builds } from '../builds/builds.ts'
+import { creationError } from '../computers.ts'
+import type { OrbConfig } from '../orb-toml.ts'
+import type { FailedReplica, SwarmProgress } from '../types.ts'
+
+export interface MakingDeps {
+  store: Pick<Store, 'computers' | 'swarms' | 'transaction'>
+  runtime: Pick<Runtime, 'isMade' | 'makeLayer' | 'paths'>
+  registry: Pick<Registry, 'of' | 'setBase'>
+  computers: { bringUp(computer: ComputerRow): Promise<void> }
+  builds: Pick<Builds, 'buildFor' | 'share'>
+  agents: { redeploy(computerId: string, sent?: Record<string, string>): Promise<void> }
+  /** Replicas that are brought up and deployed at once, those of all swarms. */
+  slots: Slots
+  /** Ids of computers that wait for a build that another does for them. */
+  awaitingBuild: Set<string>
+  /** Layers that no row names yet. */
+  newLayers: Set<string>
+}
+
+export interface Order {
+  swarm: SwarmRow
+  config: OrbConfig
+  /** `org_secrets` as they were sent. */
+  sent: Record<string, string> | undefined
+  watch(progress: SwarmProgress): void
+}
+
+/** What went wrong with a replica, with a message for the user. */
+class ReplicaFailure extends Error {
+  override name = 'ReplicaFailure'
+  constructor(
+    readonly error: ReplicaError,
+    message: string,
+  ) {
+    super(message)
+  }
+}
+
+/** Brings up and deploys the computers of one swarm, whose rows are there; what all of them build is built once. */
+export class Making {
+  readonly failed: FailedReplica[] = []
+  deployed = 0
+  private readonly end = new AbortController()
+  /** Brought up by somebody else before there was a layer for it: such a one builds for itself. */
+  private readonly buildsItself = new Set<string>()
+
+  constructor(
+    private readonly deps: MakingDeps,
+    private readonly order: Order,
+    private readonly members: ComputerRow[],
+  ) {}
+
+  /** Nothing new is begun from here on; `run` returns when what is under way has ended. */
+  giveUp(): void {
+    this.end.abort()
+  }
+
+  /** Resolves when every replica is up or has failed. */
+  async run(): Promise<void> {
+    for (const member of this.members) this.deps.registry.of(member)
+    this.tell('created', null, `${this.members.length} computers`)
+    const { source, build } = this.order.config
+    const ready = source || build ? await this.buildOnce() : this.members
+    await Promise.all(ready.map((member) => this.deps.slots.run('restore', () => this.deploy(member))))
+  }
+
+  /** Builds in one of them and has the others stand on that. Returns those that have not failed. */
+  private async buildOnce(): Promise<ComputerRow[]> {
+    const builder = await this.firstUp()
+    if (!builder) return []
+    const others = this.members.filter((member) => member !== builder && !this.hasFailed(member))
+    for (const { id } of others) this.deps.awaitingBuild.add(id)
+    try {
+      await this.build(builder, others.length)
+    } catch (thrown) {
+      for (const member of [builder, ...others]) this.fail(member, 'build_failed', thrown)
+      return []
+    } finally {
+      // Before anything else can happen: a build of its own would not count otherwise.
+      for (const { id } of others) this.deps.awaitingBuild.delete(id)
+    }
+    try {
+      if (others.length > 0) await this.share(builder, others)
+      return [builder, ...others]
+    } catch (thrown) {
+      for (const member of others) this.fail(member, 'create_failed', creationError(thrown))
+      return [builder]
+    }
+  }
+
+  private async firstUp(): Promise<ComputerRow | null> {
+    for (const member of this.members) {
+      try {
+        await this.bringUp(member)
+        return member
+      } catch (thrown) {
+        this.fail(member, 'create_failed', thrown)
+      }
+    }
+    return null
+  }
+
+  private async build(computer: ComputerRow, forOthers: number): Promise<void> {
+    this.checkGoesOn()
+    const { config, sent } = this.order
+    this.tell('building', computer, forOthers > 0 ? `building for itself and ${forOthers} others` : 'building')
+    const began = performance.now()
+    const { success, message } = await this.deps.builds.buildFor(computer, config, { org_secrets: sent })
+    if (!success) throw new ReplicaFailure('build_failed', message ?? 'the build failed')
+    this.tell('built', computer, `built in ${seconds(began)} s`)
+  }
+
+  /** What the builder's disk holds becomes a layer below those of the others. */
+  private async share(builder: ComputerRow, others: ComputerRow[]): Promise<void> {
+    this.checkGoesOn()
+    const { store, runtime, registry, builds, newLayers } = this.deps
+    const began = performance.now()
+    const layer = newLayerName()
+    const base = onLayer(builder.base, layer)
+    newLayers.add(layer)
+    try {
+      await runtime.makeLayer(builder, layer, this.end.signal)
+      store.transaction(() => {
+        for (const member of others) {
+          if (runtime.isMade(member)) this.buildsItself.add(member.id)
+          else store.computers.setBase(member.id, base)
+          if (!this.buildsItself.has(member.id)) builds.share(builder, member)
+        }
+      })
+      for (const member of others) if (!this.buildsItself.has(member.id)) registry.setBase(member, base)
+    } finally {
+      newLayers.delete(layer)
+    }
+    this.tell('shared', null, `the build is shared, in ${seconds(began)} s`)
+  }
+
+  private async deploy(member: ComputerRow): Promise<void> {
+    try {
+      await this.bringUp(member)
+    } catch (thrown) {
+      this.fail(member, 'create_failed', thrown)
+      return
+    }
+    try {
+      if (this.buildsItself.has(member.id)) await this.build(member, 0)
+      this.checkGoesOn()
+      await this.deps.agents.redeploy(member.id, this.order.sent)
+      this.checkRuns(member)
+      this.deployed++
+      this.tell('deployed', member, 'deployed')
+    } catch (thrown) {
+      this.fail(member, 'deploy_failed', thrown)
+    }
+  }
+
+  private async bringUp(member: ComputerRow): Promise<void> {
+    this.checkGoesOn()
+    await this.deps.computers.bringUp(member)
+  }
+
+  private checkRuns(member: ComputerRow): void {
+    const row = this.deps.registry.of(member).row()
+    if (row?.phase !== 'failed') return
+    const last = row.stderrTail?.trim().split('\n').at(-1) ?? ''
+    throw new ReplicaFailure('deploy_failed', `the agent exited with code ${row.exitCode}${last ? `: ${last}` : ''}`)
+  }
+
+  private checkGoesOn(): void {
+    if (this.end.signal.aborted) throw new ReplicaFailure('deploy_failed', 'the swarm was given up before it was made')
+  }
+
+  private hasFailed = (member: ComputerRow): boolean => this.failed.some(({ computer_id }) => computer_id === member.id)
+
+  private fail(member: ComputerRow, otherwise: ReplicaError, thrown: unknown): void {
+    const failure = this.failureOf(thrown, otherwise)
+    const replica = { replica_index: member.replicaIndex ?? 0, ...failure, computer_id: member.id }
+    this.failed.push(replica)
+    // Whoever gave it up deletes it, or has stopped orb: then the next start notes it.
+    if (!this.end.signal.aborted && this.deps.store.computers.get(member.id)) {
+      this.deps.store.swarms.fail({ computerId: member.id, ...failure })
+    }
+    this.tell('failed', member, `${failure.error}: ${failure.message}`)
+  }
+
+  private failureOf(thrown: unknown, otherwise: ReplicaError): { error: ReplicaError; message: string } {
+    if (thrown instanceof ReplicaFailure) return { error: thrown.error, message: thrown.message }
+    if (thrown instanceof OrbError) return { error: otherwise, message: thrown.message }
+    log('error', 'a replica could not be made', { swarm: this.order.swarm.id, error: messageOf(thrown) })
+    return { error: otherwise, message: 'it could not be made, see the log of orb' }
+  }
+
+  /** To whoever listens, and into the computer's own log. */
+  private tell(phase: SwarmProgress['phase'], member: ComputerRow | null, message: string): void {
+    const { swarm, watch } = this.order
+    watch({
+      swarm_id: swarm.id,
+      phase,
+      replica_index: member?.replicaIndex ?? null,
+      message,
+      deployed: this.deployed,
+      failed: this.failed.length,
+      replicas: swarm.replicas,
+    })
+    if (member === null || !this.deps.runtime.isMade(member)) return
+    const line = `swarm ${swarm.name}, replica ${member.replicaIndex} of ${swarm.replicas}: ${message}`
+    appendOrbLine(this.deps.runtime.paths(member).log, line, Date.now())
+  }
+}
+
+const MS_PER_SECOND = 1000
+const seconds = (began: number): string => ((performance.now() - began) / MS_PER_SECOND).toFixed(1)
