@@ -18,6 +18,7 @@ const BENCHMARKS: Record<string, () => Promise<{ benchmark: Benchmark }>> = {
   checkpoint: () => import('./checkpoint.ts'),
   density: () => import('./density.ts'),
   ingress: () => import('./ingress.ts'),
+  swarm: () => import('./swarm.ts'),
 }
 
 /** On a disk, as the data of a real orb; /tmp may be memory. */

@@ -28,6 +28,8 @@ export interface PrivateOrb {
   /** API key of its one account. */
   key: string
   computer(name: string, runtimeMb: number, diskMb: number): Promise<Computer>
+  /** The answer to its account as `schema` reads it. @throws Error for an error */
+  ask<S extends z.ZodType>(schema: S, method: string, path: string, body?: Body): Promise<z.output<S>>
   /** Stops it; whatever is asleep or awake stays so. */
   stop(): Promise<void>
   /** Ends it and starts it anew, on the same port: ms from exec until it is ready, and what looking after all agents took. */
@@ -62,6 +64,7 @@ export async function startOrb(dataDir: string, settings: Record<string, unknown
       const made = computerSchema.parse(await call(url, key, 'POST', '/v1/computers', { name, runtime_mb, disk_mb }))
       return new Computer(url, key, made.id, made.short_id)
     },
+    ask: async (schema, method, path, body) => schema.parse(await call(url, key, method, path, body)),
     stop: () => stopOrb(dataDir),
     async restart(signal) {
       if (signal === 'SIGKILL') process.kill(runningPid(dataDir) ?? 0, signal)
