@@ -3,6 +3,9 @@ import { connect } from 'node:net'
 import { C, create, created, play, type Scenario, send } from '../../test/support/api-scenario.ts'
 import { DEPLOY_KEY, fakeServices, KEY, startTestApi, type TestApi, VIEWER_KEY } from './testing.ts'
 
+/** Bun looks at its limits every four seconds. */
+const BEYOND_DEFAULT_MS = 15_000
+
 let api: TestApi
 let base: string
 
@@ -339,6 +342,22 @@ test('the API on a unix socket', async () => {
   await own.running.stop(0)
   expect(await Bun.file(path).exists()).toBe(false)
 })
+
+test(
+  'a request without a body may take longer than the ten seconds that the server gives by itself',
+  async () => {
+    const slow = {
+      ...fakeServices([], { aborted: false }).swarms,
+      remove: () => Bun.sleep(BEYOND_DEFAULT_MS).then(() => ({ swarm_id: 'swm_1', deleted: 1, failed: [] })),
+    }
+    const own = startTestApi({}, { swarms: slow })
+    const headers = { authorization: `Bearer ${KEY}` }
+    const answer = await fetch(`${own.running.url}/v1/swarms/swm_1`, { method: 'DELETE', headers })
+    expect([answer.status, await answer.text()]).toEqual([200, '{"swarm_id":"swm_1","deleted":1,"failed":[]}'])
+    await own.running.stop(0)
+  },
+  2 * BEYOND_DEFAULT_MS,
+)
 
 test('stop lets open requests end, ends logs, and takes no more', async () => {
   let finish = () => {}

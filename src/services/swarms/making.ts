@@ -49,7 +49,7 @@ class ReplicaFailure extends Error {
 /** Brings up and deploys the computers of one swarm, whose rows are there; what all of them build is built once. */
 export class Making {
   readonly failed: FailedReplica[] = []
-  deployed = 0
+  private readonly started = new Set<ComputerRow>()
   private readonly end = new AbortController()
   /** Brought up by somebody else before there was a layer for it: such a one builds for itself. */
   private readonly buildsItself = new Set<string>()
@@ -59,6 +59,10 @@ export class Making {
     private readonly order: Order,
     private readonly members: ComputerRow[],
   ) {}
+
+  get deployed(): number {
+    return this.started.size
+  }
 
   /** Nothing new is begun from here on; `run` returns when what is under way has ended. */
   giveUp(): void {
@@ -72,6 +76,8 @@ export class Making {
     const { source, build } = this.order.config
     const ready = source || build ? await this.buildOnce() : this.members
     await Promise.all(ready.map((member) => this.deps.slots.run('restore', () => this.deploy(member))))
+    // Some that had started may have ended while others were made.
+    for (const member of this.started) this.checkStillRuns(member)
   }
 
   /** Builds in one of them and has the others stand on that. Returns those that have not failed. */
@@ -156,7 +162,7 @@ export class Making {
       this.checkGoesOn()
       await this.deps.agents.redeploy(member.id, this.order.sent)
       this.checkRuns(member)
-      this.deployed++
+      this.started.add(member)
       this.tell('deployed', member, 'deployed')
     } catch (thrown) {
       this.fail(member, 'deploy_failed', thrown)
@@ -166,6 +172,15 @@ export class Making {
   private async bringUp(member: ComputerRow): Promise<void> {
     this.checkGoesOn()
     await this.deps.computers.bringUp(member)
+  }
+
+  private checkStillRuns(member: ComputerRow): void {
+    try {
+      this.checkRuns(member)
+    } catch (thrown) {
+      this.started.delete(member)
+      this.fail(member, 'deploy_failed', thrown)
+    }
   }
 
   private checkRuns(member: ComputerRow): void {
