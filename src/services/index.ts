@@ -121,12 +121,13 @@ export async function startServices(settings: Settings): Promise<RunningServices
   })
 
   const { outbox, ...webhooks } = createWebhooks({ store, vault, metrics, allowPrivate })
+  const sleeps = new Slots(availableParallelism())
   const registry = new Registry({
     store,
     outbox,
     runtime,
     metrics,
-    slots: new Slots(availableParallelism()),
+    slots: sleeps,
     ladder: settings,
     startOf: (computer) => {
       const config = configs.deployed(computer.id)
@@ -252,6 +253,8 @@ export async function startServices(settings: Settings): Promise<RunningServices
     builds,
     agents,
     plainHttpAllowed,
+    deleting,
+    sleeps,
     awaitingBuild,
     newLayers,
   })

@@ -179,6 +179,7 @@ export class Life {
   async checkpoint(reason: SleepReason, still: () => boolean = () => true): Promise<Slept | null> {
     // Nothing sleeps during a build: it replaces files under the image.
     while (this.holds > 0) await new Promise<void>((resolve) => this.waitingForRelease.push(resolve))
+    if (reason === 'manual') this.unwantedDump?.abort()
     // Pages of the last restore come in while the agent runs: no transition is held up by that, nor a slot.
     await this.tree.images.idle()
     return this.serial(async () => {
@@ -234,6 +235,7 @@ export class Life {
    * the first step. Returns the row, which says `failed` if the program ended at once. @throws OrbError spawn_failed
    */
   start(codeVersion: string | null, commit: () => void): Promise<AgentRow> {
+    this.unwantedDump?.abort()
     return this.serial(async () => {
       const before = this.row()
       const row = this.record.fresh(codeVersion)
@@ -252,6 +254,7 @@ export class Life {
 
   /** Kills everything in the computer and forgets the agent. Returns whether one was live. */
   stop(end: 'restart' | 'deleted'): Promise<boolean> {
+    this.unwantedDump?.abort()
     // Whatever could not be mended is ended: a computer that cannot be brought up can still be deleted.
     return this.turn(() => this.mendingAfter(() => this.stopNow(end)))
   }

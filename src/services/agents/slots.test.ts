@@ -15,7 +15,7 @@ function setUp(cores: number) {
     }
     return slots.run(kind, work, unwanted)
   }
-  return { add, begun, end: (name: string) => ends.get(name)?.resolve(name), ends }
+  return { add, begun, end: (name: string) => ends.get(name)?.resolve(name), ends, slots }
 }
 
 /** Lets everything run that waits for nothing but its turn. */
@@ -84,6 +84,26 @@ test('what is unwanted before its turn is not run and holds nobody up', async ()
   expect(begun).toEqual(['running', 'next'])
   end('next')
   expect(await next).toBe('next')
+})
+
+test('dumps that nobody asked for come last, and wait while they are held', async () => {
+  const { add, begun, end, slots } = setUp(1)
+  const nobodys = new AbortController().signal
+  const releases = [slots.holdUnasked(), slots.holdUnasked()]
+  const all = [add('dump', 'unasked 1', nobodys), add('dump', 'unasked 2', nobodys), add('dump', 'asked')]
+  await turns()
+  expect(begun).toEqual(['asked'])
+  end('asked')
+  releases[0]?.()
+  releases[0]?.()
+  await turns()
+  expect(begun).toEqual(['asked'])
+  releases[1]?.()
+  await turns()
+  expect(begun).toEqual(['asked', 'unasked 1'])
+  end('unasked 1')
+  end('unasked 2')
+  expect(await Promise.all(all)).toEqual(['unasked 1', 'unasked 2', 'asked'])
 })
 
 test('work that has begun is not undone', async () => {

@@ -1,34 +1,53 @@
 type Kind = 'restore' | 'dump'
+/** `unasked`: a dump that nobody has asked for. */
+type Lane = Kind | 'unasked'
+
+const LANES = ['restore', 'dump', 'unasked'] as const
 
 /**
- * Dumps and restores at once: one per core (Orb Cloud contract §20), restores first. Somebody waits for a restore,
- * nobody waits for a dump: where there are several places, dumps never take the last one.
+ * Dumps and restores at once: one per core (Orb Cloud contract §20), restores first, dumps that nobody has asked for last.
+ * Somebody waits for a restore, hardly anybody for a dump: where there are several places, dumps never take the last one.
  */
 export class Slots {
   private free: number
   private freeForDumps: number
-  private readonly waiting: Record<Kind, (() => void)[]> = { restore: [], dump: [] }
+  private readonly waiting: Record<Lane, (() => void)[]> = { restore: [], dump: [], unasked: [] }
+  private holds = 0
 
   constructor(cores: number) {
     this.free = Math.max(1, cores)
     this.freeForDumps = Math.max(1, cores - 1)
   }
 
-  /** Runs `work` when it is its turn. Null: `unwanted` aborted before that, and it was not run. */
+  /** Runs `work` when it is its turn. Null: `unwanted`, of a dump that nobody has asked for, aborted before that, and it was not run. */
   async run<T>(kind: Kind, work: () => Promise<T>, unwanted?: AbortSignal): Promise<T | null> {
-    if (this.isFree(kind)) this.take(kind)
-    else if (!(await this.turn(kind, unwanted))) return null
+    const lane = unwanted ? 'unasked' : kind
+    if (this.isFree(lane)) this.take(kind)
+    else if (!(await this.turn(lane, unwanted))) return null
     try {
       return await work()
     } finally {
       this.free++
       if (kind === 'dump') this.freeForDumps++
-      for (const next of ['restore', 'dump'] as const) this.admit(next)
+      this.admitAll()
     }
   }
 
-  private isFree(kind: Kind): boolean {
-    return this.free > 0 && (kind === 'restore' || this.freeForDumps > 0)
+  /** Dumps that nobody has asked for do not begin until the returned function is called: somebody needs the processors. */
+  holdUnasked(): () => void {
+    this.holds++
+    let held = true
+    return () => {
+      if (!held) return
+      held = false
+      this.holds--
+      this.admitAll()
+    }
+  }
+
+  private isFree(lane: Lane): boolean {
+    if (this.free === 0 || (lane !== 'restore' && this.freeForDumps === 0)) return false
+    return lane !== 'unasked' || this.holds === 0
   }
 
   private take(kind: Kind): void {
@@ -36,18 +55,20 @@ export class Slots {
     if (kind === 'dump') this.freeForDumps--
   }
 
-  private admit(kind: Kind): void {
-    while (this.isFree(kind)) {
-      const next = this.waiting[kind].shift()
-      if (!next) return
-      this.take(kind)
-      next()
+  private admitAll(): void {
+    for (const lane of LANES) {
+      while (this.isFree(lane)) {
+        const next = this.waiting[lane].shift()
+        if (!next) break
+        this.take(lane === 'unasked' ? 'dump' : lane)
+        next()
+      }
     }
   }
 
   /** True: it is its turn, and a place is taken for it. False: it is unwanted. */
-  private turn(kind: Kind, unwanted?: AbortSignal): Promise<boolean> {
-    const queue = this.waiting[kind]
+  private turn(lane: Lane, unwanted?: AbortSignal): Promise<boolean> {
+    const queue = this.waiting[lane]
     return new Promise((resolve) => {
       const begin = () => {
         unwanted?.removeEventListener('abort', leave)

@@ -14,6 +14,8 @@ import type { FailedReplica, SwarmProgress } from '../types.ts'
 
 export interface MakingDeps {
   store: Pick<Store, 'computers' | 'swarms' | 'transaction'>
+  /** Ids of computers that are on their way out. */
+  deleting: ReadonlySet<string>
   runtime: Pick<Runtime, 'isMade' | 'makeLayer' | 'paths'>
   registry: Pick<Registry, 'of' | 'setBase'>
   computers: { bringUp(computer: ComputerRow): Promise<void> }
@@ -21,6 +23,8 @@ export interface MakingDeps {
   agents: { redeploy(computerId: string, sent?: Record<string, string>): Promise<void> }
   /** Replicas that are brought up and deployed at once, those of all swarms. */
   slots: Slots
+  /** Dumps and restores. */
+  sleeps: Pick<Slots, 'holdUnasked'>
   /** Ids of computers that wait for a build that another does for them. */
   awaitingBuild: Set<string>
   /** Layers that no row names yet. */
@@ -34,6 +38,9 @@ export interface Order {
   sent: Record<string, string> | undefined
   watch(progress: SwarmProgress): void
 }
+
+/** Agents that wait for their LLM stay in memory no longer than this for the sake of a swarm that is being made. */
+const LONGEST_HOLD_MS = 15_000
 
 /** What went wrong with a replica, with a message for the user. */
 class ReplicaFailure extends Error {
@@ -75,7 +82,15 @@ export class Making {
     this.tell('created', null, `${this.members.length} computers`)
     const { source, build } = this.order.config
     const ready = source || build ? await this.buildOnce() : this.members
-    await Promise.all(ready.map((member) => this.deps.slots.run('restore', () => this.deploy(member))))
+    // The first would fall asleep while the last are not up yet.
+    const endHold = this.deps.sleeps.holdUnasked()
+    const timer = setTimeout(endHold, LONGEST_HOLD_MS)
+    try {
+      await Promise.all(ready.map((member) => this.deps.slots.run('restore', () => this.deploy(member))))
+    } finally {
+      clearTimeout(timer)
+      endHold()
+    }
     // Some that had started may have ended while others were made.
     for (const member of this.started) this.checkStillRuns(member)
   }
@@ -171,6 +186,7 @@ export class Making {
 
   private async bringUp(member: ComputerRow): Promise<void> {
     this.checkGoesOn()
+    if (!this.exists(member)) throw new ReplicaFailure('create_failed', 'it was deleted before it was made')
     await this.deps.computers.bringUp(member)
   }
 
@@ -183,7 +199,11 @@ export class Making {
     }
   }
 
+  private exists = ({ id }: ComputerRow): boolean =>
+    !this.deps.deleting.has(id) && this.deps.store.computers.get(id) !== null
+
   private checkRuns(member: ComputerRow): void {
+    if (!this.exists(member)) return
     const row = this.deps.registry.of(member).row()
     if (row?.phase !== 'failed') return
     const last = row.stderrTail?.trim().split('\n').at(-1) ?? ''
@@ -201,7 +221,7 @@ export class Making {
     const replica = { replica_index: member.replicaIndex ?? 0, ...failure, computer_id: member.id }
     this.failed.push(replica)
     // Whoever gave it up deletes it, or has stopped orb: then the next start notes it.
-    if (!this.end.signal.aborted && this.deps.store.computers.get(member.id)) {
+    if (!this.end.signal.aborted && this.exists(member)) {
       this.deps.store.swarms.fail({ computerId: member.id, ...failure })
     }
     this.tell('failed', member, `${failure.error}: ${failure.message}`)

@@ -32,6 +32,8 @@ export interface SwarmsDeps {
   builds: Pick<Builds, 'buildFor' | 'share' | 'cancel'>
   agents: MakingDeps['agents']
   plainHttpAllowed(url: URL): boolean
+  deleting: MakingDeps['deleting']
+  sleeps: MakingDeps['sleeps']
   awaitingBuild: MakingDeps['awaitingBuild']
   newLayers: MakingDeps['newLayers']
 }
