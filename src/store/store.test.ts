@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { RUNS_KEPT } from './cron.ts'
 import { migrate } from './migrations.ts'
 import { openStore, type Store } from './store.ts'
-import type { AgentRow, BuildRow, ComputerRow, CronRunRow, KeyRow, LlmCallRow } from './types.ts'
+import type { AgentRow, BuildRow, ComputerRow, CronRunRow, KeyRow, LlmCallRow, SwarmRow } from './types.ts'
 
 let dir: string
 let store: Store
@@ -334,6 +334,61 @@ describe('agents', () => {
     expect(store.agents.all().map((row) => row.generation)).toEqual([7])
     expect(store.agents.remove('aaaaaaaa-1')).toBe(true)
     expect(store.agents.remove('aaaaaaaa-1')).toBe(false)
+  })
+})
+
+describe('swarms', () => {
+  const swarm = (id: string, more: Partial<SwarmRow> = {}): SwarmRow => ({
+    id,
+    orgId: 'org-a',
+    name: id,
+    replicas: 2,
+    made: false,
+    createdAt: 1,
+    ...more,
+  })
+
+  test('are found by id and, in their organisation, by name, which is unique there', () => {
+    store.swarms.insert(swarm('one'))
+    store.swarms.insert(swarm('two', { name: 'same', made: true }))
+    store.swarms.insert(swarm('three', { orgId: 'org-b', name: 'same' }))
+    expect(() => store.swarms.insert(swarm('four', { name: 'same' }))).toThrow('UNIQUE')
+    expect(store.swarms.get('two')).toEqual(swarm('two', { name: 'same', made: true }))
+    expect(store.swarms.byName('org-b', 'same')?.id).toBe('three')
+    expect(store.swarms.byName('org-b', 'one')).toBeNull()
+    expect(store.swarms.list('org-a').map(({ id }) => id)).toEqual(['one', 'two'])
+    expect(store.swarms.unmade().map(({ id }) => id)).toEqual(['one', 'three'])
+    store.swarms.setMade('one')
+    store.swarms.remove('three')
+    expect(store.swarms.unmade()).toEqual([])
+  })
+
+  test('members by replica; a failure goes with its computer or when it is forgiven', () => {
+    store.swarms.insert(swarm('one'))
+    const member = (id: string, replicaIndex: number) =>
+      store.computers.insert(computer(id, { swarmId: 'one', replicaIndex }))
+    const [second, first] = [member('22222222-x', 1), member('11111111-x', 0)]
+    store.computers.insert(computer('33333333-x'))
+    expect(store.computers.ofSwarm('one')).toEqual([first, second])
+    for (const { id } of [first, second]) {
+      store.swarms.fail({ computerId: id, error: 'build_failed', message: 'first' })
+      store.swarms.fail({ computerId: id, error: 'deploy_failed', message: 'why' })
+    }
+    expect(store.swarms.failure(first.id)).toEqual({ computerId: first.id, error: 'deploy_failed', message: 'why' })
+    expect(store.swarms.failedOf('org-a')).toEqual(new Set([first.id, second.id]))
+    expect(store.swarms.failedOf('org-b')).toEqual(new Set())
+    store.swarms.forgive(first)
+    store.computers.remove(second.id)
+    expect(store.swarms.failedOf('org-a')).toEqual(new Set())
+  })
+
+  test('what computers stand on, each once', () => {
+    store.computers.insert(computer('11111111-x'))
+    store.computers.insert(computer('22222222-x'))
+    store.computers.insert(computer('33333333-x'))
+    store.computers.setBase('22222222-x', 'host+layer-1')
+    expect(store.computers.bases().sort()).toEqual(['host', 'host+layer-1'])
+    expect(store.computers.get('22222222')?.base).toBe('host+layer-1')
   })
 })
 

@@ -364,3 +364,23 @@ test('a record of very much output keeps the end of each stream', async () => {
   expect(JSON.stringify(record).length).toBeLessThan(1024 * 1024 + 10_000)
   expect(record.steps[9]).toMatchObject({ stdout: expect.stringMatching(/x{50000}end$/), stderr: 'short' })
 })
+
+test('a build that is shared counts for the other computer, without its output', async () => {
+  const other = store.computers.insert({ ...computer, id: '22222222-0000-0000-0000-000000000000', shortId: '22222222' })
+  configure('one')
+  const running = builds.run(WHO, ID, {})
+  ;(await started()).end({ stdout: 'output of the step' })
+  const { build_id } = await running
+  builds.share(computer, other)
+  const row = store.builds.lastSuccess(other.id)
+  expect(row?.result).not.toContain('output of the step')
+  expect(JSON.parse(row?.result ?? '')).toMatchObject({
+    computer_id: other.id,
+    success: true,
+    commit: COMMIT,
+    steps: [{ step: 'one', exit_code: 0 }],
+    message: `built once in computer 11111111: the output is in its build ${build_id}`,
+  })
+  expect(row?.id).not.toBe(build_id)
+  expect(builds.succeededFingerprint(other.id)).toBe(builds.succeededFingerprint(ID))
+})
