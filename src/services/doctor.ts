@@ -35,6 +35,8 @@ const PROGRAMS: [program: string, debianPackage: string][] = [
   ['mkfs.ext4', 'e2fsprogs'],
   ['mkswap', 'util-linux'],
   ['swapon', 'mount'],
+  ['unshare', 'util-linux'],
+  ['setpriv', 'util-linux'],
   ['mknod', 'coreutils'],
 ]
 
