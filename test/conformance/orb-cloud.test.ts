@@ -310,7 +310,7 @@ describe('from a repository to an agent', () => {
     )
     await ask(200, listing, 'GET', `${C}/files`)
     await ask(404, failure, 'GET', `${C}/files/root/missing`)
-    await ask(400, failure, 'GET', `${C}/files/root/%2e%2e/etc/passwd`)
+    await ask(400, failure, 'GET', `${C}/files/root/..%2fetc/passwd`)
     expect((await one.agent())?.state).toBe('checkpointed')
   })
 
