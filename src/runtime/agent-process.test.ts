@@ -184,7 +184,8 @@ describe('the agent', () => {
 
   test('is seen and can be signalled by commands beside it', async () => {
     await spawn('exec sleep 5678')
-    expect((await shell(orb.runtime, computer, 'pkill -TERM -f "^sleep 5678" && echo found')).stdout).toBe('found\n')
+    const kill = 'until pkill -TERM -f "^sleep 5678"; do sleep 0.02; done; echo found'
+    expect((await shell(orb.runtime, computer, kill)).stdout).toBe('found\n')
     await ended()
     expect(orb.runtime.readExit(computer)?.code).toBe(143)
   })

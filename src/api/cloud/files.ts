@@ -1,5 +1,6 @@
 import { OrbError } from '../../errors.ts'
 import type { OpenFile, Services } from '../../services/types.ts'
+import { timely } from '../body.ts'
 import { type AuthorizedCall, keyRoute, type Route } from '../route.ts'
 import { directory, writtenFile } from './schemas.ts'
 
@@ -25,7 +26,8 @@ export const fileRoutes = ({ files }: Services): Route[] => {
       throw new OrbError('payload_too_large', `a file must be at most ${UPLOAD_BYTES} bytes`)
     }
     const size = length === null ? null : Number(length)
-    return files.write(call.who, call.params['id'] ?? '', path, call.request.body, size)
+    const { body } = call.request
+    return files.write(call.who, call.params['id'] ?? '', path, body && timely(body), size)
   }
   const reading = {
     tag: 'Files',
