@@ -137,7 +137,9 @@ export async function unmountComputer(paths: ComputerPaths): Promise<void> {
 const DELETED = 'deleted'
 
 /** Notes that the computer was deleted: what a crash leaves of it is then removed later. */
-export const markDeleted = (paths: ComputerPaths): Promise<void> => writeFile(join(paths.dir, DELETED), '')
+export async function markDeleted(paths: ComputerPaths): Promise<void> {
+  if (existsSync(paths.dir)) await writeFile(join(paths.dir, DELETED), '')
+}
 
 /** Whether what lies there is the disk of a computer that was not deleted. */
 export const isDiskKept = (paths: ComputerPaths): boolean =>

@@ -33,7 +33,7 @@ import type { Cidr } from './outbound.ts'
 import { type ComputerPaths, computerPaths, type DataPaths, objectName } from './paths.ts'
 import { type Reclaimed, Reclaims } from './reclaim.ts'
 import { seccompFilter } from './seccomp.ts'
-import { type Known, removeStrays, type Swept } from './strays.ts'
+import { type Known, keepsUnknown, removeStrays, type Swept } from './strays.ts'
 import type { Terminal } from './terminal.ts'
 
 export interface RuntimeOptions {
@@ -236,14 +236,13 @@ export class Runtime {
     await layers.makeLayer(this.options.data.images, layer, this.paths(spec).mount, signal)
   }
 
-  /** Removes a layer that no computer stands on. */
-  removeLayer(layer: string): Promise<void> {
-    return layers.removeLayer(this.options.data.images, layer)
-  }
-
-  /** Removes all layers but those in use; returns how many. May overlap anything. @param inUse asked after a look at what is there */
-  removeUnusedLayers(inUse: () => ReadonlySet<string>): Promise<number> {
-    return layers.removeUnusedLayers(this.options.data.images, inUse)
+  /**
+   * Removes all layers but those in use, unless there are disks of unknown computers, which may stand on any. Returns how
+   * many. May overlap anything. @param inUse asked after a look at what is there
+   */
+  async removeUnusedLayers(known: Known, inUse: () => ReadonlySet<string>): Promise<number> {
+    const { data } = this.options
+    return keepsUnknown(data, known) ? 0 : layers.removeUnusedLayers(data.images, inUse)
   }
 
   /** Takes away what is left of computers that nobody knows any more. May overlap anything. */

@@ -95,6 +95,13 @@ export async function removeStrays(host: StrayHost, known: Known): Promise<Swept
   return swept
 }
 
+/** Whether there are disks of computers that are not known (ids) and were not deleted: an older database may be in place. */
+export const keepsUnknown = (data: DataPaths, known: Known): boolean => {
+  const there = directoriesOf(data)
+  const ids = known()
+  return there.some((id) => !ids.has(id) && isDiskKept(computerPaths(data, id)))
+}
+
 /** With a thousand computers each look takes tens of ms: between two of them others have their turn. */
 const inTurn = <T>(look: () => T): Promise<T> => Bun.sleep(0).then(look)
 

@@ -34,6 +34,7 @@ export interface ComputersDeps {
   /** Its jobs of cron. */
   forgetJobs(computerId: string): void
   outbound: Pick<OutboundRules, 'forget'>
+  removeUnusedLayers(): Promise<number>
 }
 
 /** A computer that is to be made, perhaps as a member of a swarm. */
@@ -140,8 +141,8 @@ export function createComputers(deps: ComputersDeps): Computers {
       .catch((error) => log('error', 'files of a deleted computer are still there', { id: computer.id, error }))
     const { layer } = splitBase(computer.base)
     if (layer === null || store.computers.bases().includes(computer.base)) return
-    await runtime
-      .removeLayer(layer)
+    await deps
+      .removeUnusedLayers()
       .catch((error) => log('error', 'a layer that nobody stands on is still there', { layer, error }))
   }
 
@@ -160,7 +161,6 @@ export function createComputers(deps: ComputersDeps): Computers {
         await discard(computer).catch((error) =>
           log('error', 'a failed computer is not wholly removed', { id: computer.id, error }),
         )
-        store.usage.forget(computer.id)
         throw thrown
       }
     },

@@ -227,6 +227,10 @@ export async function startServices(settings: Settings): Promise<RunningServices
     },
   })
   const [awaitingBuild, newLayers] = [new Set<string>(), new Set<string>()]
+  const known = () => new Set(store.computers.all().map(({ id }) => id))
+  const layersInUse = () =>
+    new Set([...newLayers, ...store.computers.bases().flatMap((name) => splitBase(name).layer ?? [])])
+  const removeUnusedLayers = () => runtime.removeUnusedLayers(known, layersInUse)
   const computers = createComputers({
     settings,
     store,
@@ -243,6 +247,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     terminals,
     forgetCalls: (computerId) => proxy.forget(computerId),
     forgetJobs: (computerId) => cron.forget(computerId),
+    removeUnusedLayers,
     outbound,
   })
   const swarms = createSwarms({
@@ -255,6 +260,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     plainHttpAllowed,
     deleting,
     sleeps,
+    outbound,
     awaitingBuild,
     newLayers,
   })
@@ -321,9 +327,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
   })
   await cron.start()
   webhooks.start()
-  const layersInUse = () =>
-    new Set([...newLayers, ...store.computers.bases().flatMap((name) => splitBase(name).layer ?? [])])
-  const janitor = new Janitor({ runtime, store, registry, layersInUse })
+  const janitor = new Janitor({ runtime, store, registry, known, removeUnusedLayers })
 
   const rules = setInterval(() => {
     runtime.network.ensureRules().catch((error) => log('error', 'the rules of the computers cannot be made', { error }))

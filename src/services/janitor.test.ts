@@ -26,7 +26,6 @@ async function firstRound(deps: {
   layers?: number
   fresh?: boolean
 }) {
-  const all = () => deps.lives.map(({ computer }) => computer)
   const janitor = new Janitor({
     runtime: {
       hasVanished: ({ shortId }) => !deps.up.includes(shortId),
@@ -34,15 +33,12 @@ async function firstRound(deps: {
         deps.known?.push(...known())
         return { ...NOTHING, ...deps.swept }
       },
-      removeUnusedLayers: async (inUse) => {
-        deps.known?.push(...inUse())
-        return deps.layers ?? 0
-      },
       network: { repairLocks: async () => deps.locks ?? 0 },
     },
-    store: { computers: { all }, orgs: { isEmpty: () => deps.fresh ?? false } } as JanitorDeps['store'],
+    store: { orgs: { isEmpty: () => deps.fresh ?? false } } as JanitorDeps['store'],
     registry: { all: () => deps.lives },
-    layersInUse: () => new Set(['layer-1']),
+    known: () => new Set(deps.lives.map(({ computer }) => computer.id)),
+    removeUnusedLayers: async () => deps.layers ?? 0,
   })
   await janitor.stop()
   return stderr.mock.calls.map(([line]) => String(line).replace(/^\S+ /, '').trimEnd())
@@ -52,7 +48,7 @@ test('a healthy server is told so', async () => {
   const known: string[] = []
   const said = await firstRound({ lives: [life('a', async () => 0)], up: ['a'], known })
   expect(said).toEqual(['info no leftovers'])
-  expect(known).toEqual(['a-0', 'layer-1'])
+  expect(known).toEqual(['a-0'])
 })
 
 test('with a database that knows nobody nothing is taken for a leftover', async () => {

@@ -7,13 +7,13 @@ import type { Registry } from './agents/registry.ts'
 const INTERVAL_MS = 3_600_000
 
 export interface JanitorDeps {
-  runtime: Pick<Runtime, 'removeStrays' | 'removeUnusedLayers' | 'hasVanished'> & {
-    network: Pick<Runtime['network'], 'repairLocks'>
-  }
-  store: Pick<Store, 'computers' | 'orgs'>
+  runtime: Pick<Runtime, 'removeStrays' | 'hasVanished'> & { network: Pick<Runtime['network'], 'repairLocks'> }
+  store: Pick<Store, 'orgs'>
   registry: Pick<Registry, 'all'>
-  /** Layers that computers stand on, or will. */
-  layersInUse(): ReadonlySet<string>
+  /** Ids of all computers of the database. */
+  known(): Set<string>
+  /** Returns how many. */
+  removeUnusedLayers(): Promise<number>
 }
 
 /** What a round found. Zero everywhere is what a healthy server shows. */
@@ -58,8 +58,8 @@ export class Janitor {
       log('info', 'the database is new: nothing in the data directory is taken for a leftover')
       return {}
     }
-    const swept = await runtime.removeStrays(() => new Set(store.computers.all().map(({ id }) => id)))
-    const layers = await runtime.removeUnusedLayers(() => this.deps.layersInUse())
+    const swept = await runtime.removeStrays(this.deps.known)
+    const layers = await this.deps.removeUnusedLayers()
     const locks = await runtime.network.repairLocks()
     let images = 0
     for (const life of registry.all()) {

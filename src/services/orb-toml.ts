@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
 import { parse, TomlDate, TomlError } from 'smol-toml'
+import { z } from 'zod'
 import { OrbError } from '../errors.ts'
 import type { PlainHttpAllowed } from './config/fields.ts'
 import { type Language, type OrbToml, orbTomlSchema, type Provider, tomlNumber } from './config/schema.ts'
@@ -55,8 +56,11 @@ export function parseInline(json: unknown, plainHttpAllowed: PlainHttpAllowed): 
 /** For the store: what was sent. */
 export const toJson = (config: OrbConfig): string => JSON.stringify(config.raw)
 
-/** The counterpart of `toJson`. What was accepted once stays valid though the operator's rules may have changed. */
-export const fromJson = (json: string): OrbConfig => parseInline(JSON.parse(json), () => true).config
+/** The counterpart of `toJson`. What was accepted once stays valid though rules and limits may have changed. */
+export const fromJson = (json: string): OrbConfig =>
+  validate(Stored.parse(JSON.parse(json)), 'invalid_config', () => true, Number.POSITIVE_INFINITY).config
+
+const Stored = z.record(z.string(), z.unknown())
 
 /** Orb Cloud contract §5. */
 export const summary = ({ agent, llm, ports }: OrbConfig): ConfigSummary => ({
@@ -97,9 +101,14 @@ const tomlTable = (text: string): Record<string, unknown> => {
 const isTable = (value: unknown): value is Record<string, unknown> =>
   typeof value === 'object' && value !== null && !Array.isArray(value) && !(value instanceof TomlDate)
 
-const validate = (sent: Record<string, unknown>, code: Invalid, plainHttpAllowed: PlainHttpAllowed): ParsedConfig => {
+const validate = (
+  sent: Record<string, unknown>,
+  code: Invalid,
+  plainHttpAllowed: PlainHttpAllowed,
+  maxOutbound?: number,
+): ParsedConfig => {
   if (isTooDeep(sent, MAX_DEPTH)) throw failure(code, [`the configuration is nested deeper than ${MAX_DEPTH} levels`])
-  const parsed = orbTomlSchema(plainHttpAllowed).safeParse(cleaned(sent))
+  const parsed = orbTomlSchema(plainHttpAllowed, maxOutbound).safeParse(cleaned(sent))
   if (!parsed.success) {
     throw failure(
       code,

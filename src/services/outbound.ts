@@ -76,10 +76,25 @@ export function policiesOf(
   const candidates = new Set(store.configs.mentioning('"outbound"'))
   const found = [...candidates].flatMap((id): [number, OutboundPolicy][] => {
     const computer = store.computers.get(id)
-    const policy = computer && policyOf(baseOf(configs, computer))
+    const policy = computer && readPolicy(configs, computer)
     return computer && policy ? [[computer.slot, policy]] : []
   })
   return new Map(found)
+}
+
+const NOTHING: OutboundPolicy = { networks: [], allows: () => false, key: '[]' }
+
+/** One computer's configuration that cannot be read must not keep the others from coming up: it may reach nothing. */
+function readPolicy(configs: ConfigCache, computer: ComputerRow): OutboundPolicy | null {
+  try {
+    return policyOf(baseOf(configs, computer))
+  } catch (error) {
+    log('error', 'a configuration cannot be read: its computer may connect to nothing', {
+      computer: computer.shortId,
+      error,
+    })
+    return NOTHING
+  }
 }
 
 /** As the runtime takes them at its start. */
@@ -128,7 +143,12 @@ export function createOutbound(
      */
     duringBuild(computer: ComputerRow, config: OrbConfig): () => void {
       building.set(computer.id, config)
-      enforce(computer)
+      try {
+        enforce(computer)
+      } catch (thrown) {
+        building.delete(computer.id)
+        throw thrown
+      }
       return () => {
         building.delete(computer.id)
         try {
@@ -144,7 +164,15 @@ export function createOutbound(
     forget(computer: ComputerRow): void {
       building.delete(computer.id)
       policies.delete(computer.slot)
-      network.outbound.free(computer.slot)
+      try {
+        network.outbound.free(computer.slot)
+      } catch (error) {
+        // The rules are made anew soon, without it; its deletion goes on.
+        log('warn', 'the outbound list of a deleted computer is still in the kernel', {
+          computer: computer.shortId,
+          error,
+        })
+      }
     },
 
     /** For the name server: which names the computer at an address may look up. */

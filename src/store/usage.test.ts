@@ -249,13 +249,6 @@ describe('a deleted computer', () => {
     expect(world.usage.find('org', 'aaaaaaa%')).toBeNull()
     expect(world.usage.find('other', ID)).toBeNull()
   })
-
-  test('that nobody was told of never was', () => {
-    world.create()
-    world.computers.remove(ID)
-    world.usage.forget(ID)
-    expect(world.usage.ofOrg('org', { from: 0, to: EVER })).toEqual([])
-  })
 })
 
 test('LLM calls are counted by the hour, and go with their computer', () => {

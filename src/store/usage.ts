@@ -81,7 +81,6 @@ export function usageRepository(
     `UPDATE usage_computers SET deleted_at = MAX($at, created_at,
        IFNULL((SELECT MAX(at) FROM usage_marks WHERE computer = number), 0)) WHERE id = $id AND deleted_at IS NULL`,
   )
-  const forget = db.query<void, { id: string }>('DELETE FROM usage_computers WHERE id = $id')
   const lastMark = db.query<(Place & Mark) | (Place & { at: null }), { id: string }>(
     `SELECT number, created_at AS createdAt, at, state, ram_ms AS ramMs, nvme_ms AS nvmeMs, checkpoints, restores,
        restore_ms AS restoreMs, failures, active_at AS activeAt
@@ -226,8 +225,6 @@ export function usageRepository(
       put(id, 'none', {}, at, false)
       deleted.run({ id, at })
     },
-    /** It never was: nobody was told of it. */
-    forget: (id: string): void => void forget.run({ id }),
     /** The agent has this phase, now (`at`) or since the event; within the transaction that says so. */
     entered(computerId: string, phase: AgentPhase, event: UsageEvent, at: number): void {
       const state = STATE_IN[phase]

@@ -149,6 +149,7 @@ export class Life {
 
   /** Wakes it if need be; tells what that took. */
   promote(): Promise<{ woken: boolean; restoreMs: number | null }> {
+    this.unwantedDump?.abort()
     this.stopReclaim.abort()
     return this.serial(() => this.wakeNow('manual'))
   }

@@ -99,17 +99,18 @@ const workingDir = checked(text('build.working_dir'), (value) =>
   value.startsWith('/') ? null : invalid('build.working_dir', value, 'an absolute path such as /agent/code'),
 )
 
-const outbound = checked(textList('network.outbound'), (values) => {
-  const wrong = values.find((value) => !isDestination(value))
-  if (wrong !== undefined) return invalid('network.outbound', wrong, 'a host, *.host, an IP or a CIDR')
-  return tooMany('network.outbound', values.length, MAX_OUTBOUND, 'entries')
-})
+const outbound = (most: number) =>
+  checked(textList('network.outbound'), (values) => {
+    const wrong = values.find((value) => !isDestination(value))
+    if (wrong !== undefined) return invalid('network.outbound', wrong, 'a host, *.host, an IP or a CIDR')
+    return tooMany('network.outbound', values.length, most, 'entries')
+  })
 
 /**
  * The whole of orb.toml, every era's spelling (Orb Cloud contract §4). Unknown keys are ignored; absent values must be
  * undefined. Messages are the contract's.
  */
-export const orbTomlSchema = (plainHttpAllowed: PlainHttpAllowed) =>
+export const orbTomlSchema = (plainHttpAllowed: PlainHttpAllowed, maxOutbound = MAX_OUTBOUND) =>
   z.object({
     agent: z.object(
       {
@@ -152,7 +153,7 @@ export const orbTomlSchema = (plainHttpAllowed: PlainHttpAllowed) =>
       forward_headers: textList('backend.forward_headers').optional(),
       additional_domains: textList('backend.additional_domains').optional(),
     }).optional(),
-    network: table('network', { outbound: outbound.optional() }).optional(),
+    network: table('network', { outbound: outbound(maxOutbound).optional() }).optional(),
   })
 
 export type OrbToml = z.output<ReturnType<typeof orbTomlSchema>>

@@ -12,6 +12,7 @@ import type { Computers } from '../computers.ts'
 import { MAX_CONFIG_BYTES } from '../configs.ts'
 import { resolveSecrets } from '../environment.ts'
 import { type OrbConfig, parseInline, toJson } from '../orb-toml.ts'
+import type { OutboundRules } from '../outbound.ts'
 import { MAX_SECRETS } from '../secrets.ts'
 import type {
   CreateSwarmInput,
@@ -34,6 +35,7 @@ export interface SwarmsDeps {
   plainHttpAllowed(url: URL): boolean
   deleting: MakingDeps['deleting']
   sleeps: MakingDeps['sleeps']
+  outbound: Pick<OutboundRules, 'enforce'>
   awaitingBuild: MakingDeps['awaitingBuild']
   newLayers: MakingDeps['newLayers']
 }
@@ -116,6 +118,8 @@ export function createSwarms(deps: SwarmsDeps): Swarms {
         store.ports.reserve(id, config.ports)
       }
     })
+    // From here on commands can run in them.
+    for (const member of members) deps.outbound.enforce(member)
     return [swarm, members]
   }
 
