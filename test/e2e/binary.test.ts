@@ -15,7 +15,7 @@ setDefaultTimeout(TEST_TIMEOUT_MS)
 const BINARY = process.env['ORB_TEST_BINARY'] ?? join(import.meta.dir, '../../dist/orb')
 const COMMAND_TIMEOUT_MS = 30_000
 
-/** Every route of the Orb Cloud contract that this version has (§2 to §9, §14, §19). */
+/** Every route of the Orb Cloud contract that this version has (§2 to §9, §13 to §19). */
 const ROUTES = [
   'POST /api/v1/auth/register',
   'POST /api/v1/auth/login',
@@ -48,6 +48,21 @@ const ROUTES = [
   'GET /metrics',
   'GET /openapi.json',
   'GET /docs',
+  'DELETE /v1/swarms/{id}',
+  'DELETE /v1/webhooks/{id}',
+  'GET /v1/computers/{id}/cron',
+  'GET /v1/computers/{id}/cron/runs',
+  'GET /v1/computers/{id}/stats',
+  'GET /v1/swarms',
+  'GET /v1/swarms/{id}',
+  'GET /v1/usage',
+  'GET /v1/webhooks',
+  'GET /v1/webhooks/{id}/deliveries',
+  'POST /v1/computers/{id}/cron/{name}/trigger',
+  'POST /v1/computers/{id}/github/bootstrap',
+  'POST /v1/computers/{id}/github/disconnect',
+  'POST /v1/swarms',
+  'POST /v1/webhooks',
 ]
 
 const gates = new Gates()
