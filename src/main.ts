@@ -2,6 +2,7 @@ import { existsSync, mkdirSync, realpathSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { startApi } from './api/server.ts'
+import { clientHelp, clientSummaries, isClientCommand, runClient } from './client/index.ts'
 import { loadSettings, readFlags, type Settings } from './config.ts'
 import { messageOf } from './errors.ts'
 import { log } from './log.ts'
@@ -19,24 +20,41 @@ const EXIT_BAD_SETTING = 2
 /** Open requests get this long when orb is told to stop (Orb Cloud contract §1.1). */
 const STOP_GRACE_MS = 10_000
 
-const HELP = `orb ${VERSION}: an agent cloud on one Linux server
-
-  orb serve     run the server (as root)
-      --data-dir DIR      where everything is kept            [/var/lib/orb]
-      --listen HOST:PORT  API and public URLs, or unix:PATH   [127.0.0.1:8787]
-      --domain NAME       computers are <short id>.NAME       [orb.localhost]
-      --public-url URL    the API as clients reach it         [http://<listen>]
-      --config FILE       settings as TOML                    [/etc/orb/config.toml]
-  orb down      take the computers of a stopped orb out of the kernel: processes, mounts, network;
-                disks, checkpoints and database stay, and the next serve brings them up again as they are wanted
-  orb doctor    check what this host needs, and name the fix for what is missing
-  orb keys create --email E [--name N]
-                print a new API key of an account; works while orb serves
-  orb version   print the version
-  orb help      print this
+const SERVE_HELP = `orb serve     run the server (as root)
+  --data-dir DIR      where everything is kept            [/var/lib/orb]
+  --listen HOST:PORT  API and public URLs, or unix:PATH   [127.0.0.1:8787]
+  --domain NAME       computers are <short id>.NAME       [orb.localhost]
+  --public-url URL    the API as clients reach it         [http://<listen>]
+  --config FILE       settings as TOML                    [/etc/orb/config.toml]
 
 Every setting is also an environment variable (ORB_DATA_DIR, ORB_LISTEN, …); flags win over
-the environment, the environment wins over the file. README.md lists them all.
+the environment, the environment wins over the file. README.md lists them all.`
+
+/** Of the commands for the server itself; those that speak to one are the client's. */
+const SERVER_HELP: Record<string, string> = {
+  serve: SERVE_HELP,
+  down: `orb down [--data-dir DIR]
+Takes the computers of a stopped orb out of the kernel: processes, mounts, network; disks, checkpoints and database
+stay, and the next serve brings them up again as they are wanted.`,
+  doctor: `orb doctor [--data-dir DIR]
+Checks what this host needs, and names the fix for what is missing.`,
+}
+
+const HELP = `orb ${VERSION}: an agent cloud on one Linux server
+
+On a server, as root:
+  orb serve       run the server
+  orb down        take the computers of a stopped orb out of the kernel; their data stays
+  orb doctor      check what this host needs, and name the fix for what is missing
+  orb keys create --email E [--name N]
+                  print a new API key of an account; works while orb serves
+
+With a server, from anywhere:
+${clientSummaries()}
+
+  orb version     print the version
+  orb help [COMMAND]
+                  print this, or all about a command
 `
 
 async function main(argv: string[]): Promise<number> {
@@ -48,8 +66,6 @@ async function main(argv: string[]): Promise<number> {
       return runDoctor(settingsFrom(rest))
     case 'down':
       return down(rest)
-    case 'keys':
-      return keys(rest)
     case 'version':
     case '--version':
       console.log(`orb ${VERSION}`)
@@ -57,12 +73,20 @@ async function main(argv: string[]): Promise<number> {
     case 'help':
     case '--help':
     case '-h':
-      console.log(HELP)
-      return 0
+      return help(rest[0])
     default:
+      if (command === 'keys' && rest.includes('--email')) return keys(rest)
+      if (isClientCommand(command)) return runClient(argv)
       console.error(command === undefined ? HELP : `orb: unknown command ${command}; see orb help`)
       return EXIT_BAD_SETTING
   }
+}
+
+function help(topic: string | undefined): number {
+  const text = topic === undefined ? HELP : (SERVER_HELP[topic] ?? clientHelp(topic))
+  if (text !== null) console.log(text)
+  else console.error(`orb: unknown command ${topic}; see orb help`)
+  return text === null ? EXIT_BAD_SETTING : 0
 }
 
 class SettingError extends Error {}
