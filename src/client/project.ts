@@ -19,8 +19,8 @@ const OrbToml = z.looseObject({
     .looseObject({ env: z.record(z.string(), z.unknown()).default({}).catch({}) })
     .optional()
     .catch(undefined),
-  source: z.unknown(),
-  build: z.unknown(),
+  source: z.unknown().optional(),
+  build: z.unknown().optional(),
   resources: z.looseObject({ runtime: size, runtime_mb: size, disk: size, disk_mb: size }).optional().catch(undefined),
 })
 
