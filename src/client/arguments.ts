@@ -8,7 +8,7 @@ export const COMMON = {
   json: { type: 'boolean', default: false },
 } as const satisfies ParseArgsOptionsConfig
 
-/** How many arguments there are beside options, named for messages: `['COMPUTER', 'PATH?']`; a last `NAME...` takes all. */
+/** How many arguments there are beside options, named for messages: `['COMPUTER', 'PATH?']`; a last `NAME...` is one or more. */
 export type Names = readonly string[]
 
 /**
@@ -36,15 +36,9 @@ const firstSentence = (message: string): string => message.split(/\.\s/)[0]?.rep
 
 function checkCount(positionals: string[], names: Names): void {
   const missing = names[positionals.length]
-  if (
-    missing !== undefined &&
-    !missing.endsWith('?') &&
-    !(missing.endsWith('...') && positionals.length >= names.length)
-  ) {
+  if (missing !== undefined && !missing.endsWith('?'))
     throw new UsageFailure(`${missing.replace('...', '')} is missing`)
-  }
-  const takesAll = names.at(-1)?.endsWith('...') ?? false
-  if (!takesAll && positionals.length > names.length) {
+  if (positionals.length > names.length && !names.at(-1)?.endsWith('...')) {
     throw new UsageFailure(`${positionals[names.length]} is one argument too many`)
   }
 }

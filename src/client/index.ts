@@ -34,6 +34,8 @@ const COMMANDS: Command[] = [
 ]
 
 const NAME_WIDTH = 12
+/** As of a process that SIGPIPE ended. */
+const EXIT_BROKEN_PIPE = 141
 const HELP_WORDS = ['-h', '--help', 'help']
 
 const find = (name: string | undefined): Command | undefined => COMMANDS.find((command) => command.name === name)
@@ -56,6 +58,8 @@ export async function runClient([name, ...argv]: string[]): Promise<number> {
     console.log(command.help)
     return 0
   }
+  // Whoever read the answer has read enough: `orb logs -f … | head`.
+  process.stdout.on('error', () => process.exit(EXIT_BROKEN_PIPE))
   try {
     return await command.run(argv)
   } catch (thrown) {

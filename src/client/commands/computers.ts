@@ -78,7 +78,7 @@ async function show(argv: string[]): Promise<number> {
 }
 
 async function remove(argv: string[]): Promise<number> {
-  const { values, positionals } = readArguments(argv, ['COMPUTER', 'COMPUTER...'], {
+  const { values, positionals } = readArguments(argv, ['COMPUTER...'], {
     yes: { type: 'boolean', default: false },
   })
   const api = connect(values)
