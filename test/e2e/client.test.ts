@@ -71,9 +71,12 @@ async function ask(...args: string[]) {
 function inTerminal(args: string[]) {
   let text = ''
   const decoder = new TextDecoder()
+  const data = (_: unknown, bytes: Uint8Array) => {
+    text += decoder.decode(bytes, { stream: true })
+  }
   const child = Bun.spawn(command(args), {
     env: environment({ ORB_API_KEY: orb.key }),
-    terminal: { cols: 100, rows: 30, data: (_, data) => void (text += decoder.decode(data, { stream: true })) },
+    terminal: { cols: 100, rows: 30, data },
   })
   const { terminal } = child
   if (!terminal) throw new Error('there is no terminal')
