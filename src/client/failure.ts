@@ -35,3 +35,12 @@ export class ApiFailure extends CommandFailure {
     this.name = 'ApiFailure'
   }
 }
+
+/** For commands that pass on the exit code of what they ran: their own failures are told apart by theirs. */
+export async function withOwnFailures<T>(run: () => Promise<T>): Promise<T> {
+  try {
+    return await run()
+  } catch (thrown) {
+    throw thrown instanceof CommandFailure ? new CommandFailure(thrown.message, EXIT_OWN_FAILURE) : thrown
+  }
+}

@@ -1,7 +1,7 @@
 import { Anything } from './answers.ts'
 import { type Api, computerPath } from './api.ts'
 import { EscapeWatch } from './escape.ts'
-import { ApiFailure, CommandFailure, EXIT_OWN_FAILURE } from './failure.ts'
+import { ApiFailure, CommandFailure } from './failure.ts'
 import { note } from './output.ts'
 import { RawTerminal, writeAll } from './tty.ts'
 
@@ -40,7 +40,7 @@ export async function runTerminal(api: Api, id: string, session: string | undefi
   if (!closed.opened) throw await refusalOf(api, id, session)
   const exit = /^exit:(\d+)$/.exec(closed.reason)?.[1]
   if (closed.code === CLOSE.exit && exit !== undefined) return Number(exit)
-  throw new CommandFailure(`${reasonOf(closed)}${closed.code < CLOSE.revoked ? back : ''}`, EXIT_OWN_FAILURE)
+  throw new CommandFailure(`${reasonOf(closed)}${closed.code < CLOSE.revoked ? back : ''}`)
 }
 
 const size = () => ({
@@ -129,12 +129,7 @@ async function refusalOf(api: Api, id: string, session: string | undefined): Pro
   try {
     await api.ask(Anything, 'GET', `${computerPath(id, 'terminal')}${query}`)
   } catch (thrown) {
-    if (thrown instanceof ApiFailure && thrown.status !== 400)
-      return new CommandFailure(thrown.message, EXIT_OWN_FAILURE)
-    if (thrown instanceof CommandFailure && !(thrown instanceof ApiFailure)) return thrown
+    if (thrown instanceof CommandFailure && !(thrown instanceof ApiFailure && thrown.status === 400)) return thrown
   }
-  return new CommandFailure(
-    `${api.target.url} opens no terminal; does something between pass on WebSockets?`,
-    EXIT_OWN_FAILURE,
-  )
+  return new CommandFailure(`${api.target.url} opens no terminal; does something between pass on WebSockets?`)
 }

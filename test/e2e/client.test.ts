@@ -259,7 +259,7 @@ test('ssh is a shell in the own terminal: its size, its exit code, and a way out
 
   const refused = inTerminal(['ssh', 'no-such-computer'])
   await refused.shows('no computer no-such-computer')
-  expect(await refused.child.exited).toBe(1)
+  expect(await refused.child.exited).toBe(255)
 })
 
 test.each(['deleted', 'killed'])('ssh gives the terminal back when it is over: %s', async (how) => {
@@ -273,6 +273,39 @@ test.each(['deleted', 'killed'])('ssh gives the terminal back when it is over: %
   expect(await shell.child.exited).toBe(how === 'killed' ? 143 : 255)
   expect(shell.terminal.localFlags).toBe(asItWas)
   if (how === 'deleted') await shell.shows('the computer was deleted')
+})
+
+test('a swarm goes up and down', async () => {
+  const folder = join(work, 'workers')
+  await mkdir(folder)
+  const steps = `["printf 'import time\\ntime.sleep(3600)\\n' > agent.py"]`
+  const toml = `[agent]\nname = "w"\nlang = "python"\nentry = "agent.py"\n[build]\nsteps = ${steps}\n[resources]\nruntime = "64MB"\n`
+  await writeFile(join(folder, 'orb.toml'), toml)
+  const env = { ORB_API_KEY: orb.key }
+  const up = await run(['swarm', 'up', folder, '--replicas', '2'], { env })
+  expect([up.code, up.stdout]).toEqual([0, expect.stringMatching(/^0 +\w{8} +active[\s\S]*^1 +\w{8} +active/m)])
+  expect(await ask('swarm', 'show', 'workers')).toMatchObject({ replicas: 2 })
+  expect(await ask('computers', 'show', 'workers-replica-1')).toMatchObject({ runtime_mb: 64 })
+  const again = await run(['swarm', 'up', folder, '--replicas', '2'], { env })
+  expect([again.code, again.stderr]).toEqual([1, expect.stringContaining('workers')])
+  expect(await ask('swarm', 'down', 'workers', '--yes')).toMatchObject({ deleted: 2 })
+  expect((await ask('swarm', 'list')).total).toBe(0)
+})
+
+test('cron, stats and usage', async () => {
+  const computer = await orb.computer({ name: 'clock' })
+  const jobs = [{ name: 'count', schedule: '0 0 1 1 *', command: 'echo counted; exit 5' }]
+  await computer.put('agent/.orb/cron.json', JSON.stringify({ jobs }))
+  const env = { ORB_API_KEY: orb.key }
+  expect((await run(['cron', 'list', 'clock'], { env })).stdout).toMatch(/^count +0 0 1 1 \* +yes/m)
+  expect(await run(['cron', 'trigger', 'clock', 'count'], { env })).toEqual({
+    code: 5,
+    stdout: 'counted\n',
+    stderr: '',
+  })
+  expect((await run(['cron', 'runs', 'clock'], { env })).stdout).toMatch(/count +failure +5 /)
+  expect(await ask('stats', 'clock', '--window', 'lifetime')).toMatchObject({ computer_id: computer.id, llm_calls: 0 })
+  expect(await ask('usage', '--computer', 'clock')).toMatchObject({ computer_id: computer.id, checkpoint_cycles: 0 })
 })
 
 test('a name that two computers have is refused with both, and deletes neither', async () => {

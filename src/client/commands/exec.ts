@@ -4,7 +4,7 @@ import { type Api, computerPath } from '../api.ts'
 import { integerOption, readArguments, splitAfterFirst } from '../arguments.ts'
 import { COMMON_HELP, type Command } from '../command.ts'
 import { readEvents } from '../events.ts'
-import { CommandFailure, EXIT_OWN_FAILURE, UsageFailure } from '../failure.ts'
+import { CommandFailure, EXIT_OWN_FAILURE, UsageFailure, withOwnFailures } from '../failure.ts'
 import { note, write } from '../output.ts'
 import { connect, findComputer } from '../session.ts'
 import { quoted } from '../transfer.ts'
@@ -42,13 +42,10 @@ ${COMMON_HELP}`,
     if (values.json && values.interactive) throw new UsageFailure('--json and --interactive do not go together')
     const api = connect(values)
     const input = { command: rest.length === 1 ? (rest[0] ?? '') : rest.map(quoted).join(' '), timeout_secs: timeout }
-    try {
+    return withOwnFailures(async () => {
       const { id } = await findComputer(api, positionals[0] ?? '')
       return values.json ? await runAtOnce(api, id, input) : await runLive(api, id, input, values.interactive)
-    } catch (thrown) {
-      if (thrown instanceof CommandFailure) throw new CommandFailure(thrown.message, EXIT_OWN_FAILURE)
-      throw thrown
-    }
+    })
   },
 }
 

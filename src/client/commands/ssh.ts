@@ -1,6 +1,6 @@
 import { readArguments } from '../arguments.ts'
 import { COMMON_HELP, type Command } from '../command.ts'
-import { CommandFailure, EXIT_OWN_FAILURE } from '../failure.ts'
+import { CommandFailure, EXIT_OWN_FAILURE, withOwnFailures } from '../failure.ts'
 import { connect, findComputer } from '../session.ts'
 import { runTerminal } from '../terminal.ts'
 
@@ -18,7 +18,9 @@ ${COMMON_HELP}`,
       throw new CommandFailure('orb ssh needs a terminal; orb exec runs a command without one', EXIT_OWN_FAILURE)
     }
     const api = connect(values)
-    const { id } = await findComputer(api, positionals[0] ?? '')
-    return runTerminal(api, id, values.session)
+    return withOwnFailures(async () => {
+      const { id } = await findComputer(api, positionals[0] ?? '')
+      return runTerminal(api, id, values.session)
+    })
   },
 }
