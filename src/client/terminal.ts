@@ -68,7 +68,7 @@ function attach(api: Api, id: string, session: string | undefined, terminal: Raw
       // Nothing that still arrives is to be shown.
       socket.onmessage = null
       // A clean end leaves the screen to the user as the shell left it.
-      terminal.giveBack(code !== CLOSE.exit)
+      terminal.giveBack(left || code !== CLOSE.exit)
       resolve({ opened, code, reason, left })
     }
     const typed = (bytes: Uint8Array) => {

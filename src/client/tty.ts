@@ -8,9 +8,9 @@ const SIGNAL_EXIT = 128
 
 /**
  * Whatever a program of the other side may have switched on and can no longer switch off: mouse, bracketed paste, alternate
- * screen, hidden cursor, colours (xterm's control sequences).
+ * screen, hidden cursor, colours (xterm's control sequences). Not 1049: where there was no other screen it moves the cursor.
  */
-const RESET = '\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?1049l\x1b[?25h\x1b[0m'
+const RESET = '\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b[?1047l\x1b[?25h\x1b[0m'
 
 /** The user's terminal, passing on each key as it is typed until it is given back. */
 export class RawTerminal {
