@@ -57,7 +57,7 @@ test.each([
   ['/page', /does not answer as Orb Cloud does: status 502/],
   ['/other', /does not answer as Orb Cloud does/],
 ])('%s: %p', async (path, message) => {
-  expect(api.ask(Echo, 'POST', path)).rejects.toThrow(message)
+  await expect(api.ask(Echo, 'POST', path)).rejects.toThrow(message)
 })
 
 test('a refusal keeps its code, an answer that is expected is none', async () => {
@@ -71,7 +71,7 @@ test('nobody there', async () => {
   const closed = Bun.serve({ port: 0, fetch: () => new Response() })
   const url = `http://127.0.0.1:${closed.port}`
   await closed.stop(true)
-  expect(new Api({ url, key: null }).send('GET', '/')).rejects.toThrow(`cannot reach ${url}`)
+  await expect(new Api({ url, key: null }).send('GET', '/')).rejects.toThrow(`cannot reach ${url}`)
 })
 
 test('paths keep what is in them', () => {
