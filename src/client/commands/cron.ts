@@ -55,11 +55,11 @@ async function runs(argv: string[]): Promise<number> {
     job: { type: 'string' },
     limit: { type: 'string' },
   })
+  const limit = integerOption('limit', values.limit, 1)
   const api = connect(values)
   const { id } = await findComputer(api, positionals[0] ?? '')
   const query = new URLSearchParams()
   if (values.job !== undefined) query.set('job', values.job)
-  const limit = integerOption('limit', values.limit, 1)
   if (limit !== undefined) query.set('limit', String(limit))
   const found = await api.ask(CronRuns, 'GET', `${computerPath(id, 'cron', 'runs')}?${query}`)
   answer(values.json, found, () =>

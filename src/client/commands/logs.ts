@@ -25,9 +25,9 @@ ${COMMON_HELP}`,
       stream: { type: 'string' },
       time: { type: 'boolean', short: 't', default: false },
     })
+    const query = { tail: integerOption('tail', values.tail, 0), stream: values.stream }
     const api = connect(values)
     const { id } = await findComputer(api, positionals[0] ?? '')
-    const query = { tail: integerOption('tail', values.tail, 0), stream: values.stream }
     const show = (line: LogLine) => write(`${values.json ? JSON.stringify(line) : lineText(line, values.time)}\n`)
     if (!values.follow) {
       const { lines } = await api.ask(Logs, 'GET', logsPath(id, query))
