@@ -75,6 +75,12 @@ describe('a bad job does not count, the others do:', () => {
     ['long name', job({ name: 'x'.repeat(65) }), 'jobs[0]: invalid name'],
     ['no schedule', { name: 'a', command: 'x' }, 'jobs[0]: schedule is required'],
     ['bad schedule', job({ schedule: '61 * * * *' }), 'jobs[0]: invalid schedule: 61 * * * * (expected five fields'],
+    [
+      'long schedule',
+      job({ schedule: `${'0,'.repeat(28_000)}0 * * * *` }),
+      `jobs[0]: invalid schedule: ${'0,'.repeat(20)}`,
+    ],
+    ['end of a long schedule', job({ schedule: `0${' '.repeat(250)}* * * *` }), '(expected at most 256 characters)'],
     ['no command', { name: 'a', schedule: '* * * * *' }, 'jobs[0]: command is required'],
     ['empty command', job({ command: '' }), 'jobs[0]: command is required'],
     ['NUL in the command', job({ command: 'a\0b' }), 'jobs[0]: command must not contain a NUL'],

@@ -76,3 +76,11 @@ test.each([
 test.each(['0 0 30 2 *', '0 0 31 2,4,6,9,11 *'])('%s never comes and is refused', (schedule) => {
   expect(scheduleProblem(schedule)).toBe('a day that no month of it has')
 })
+
+test('one of more than 256 characters is refused before it is read', () => {
+  const longest = `${'1,'.repeat(123)}12 * * * *`
+  expect(longest).toHaveLength(256)
+  expect(scheduleProblem(longest)).toBeNull()
+  expect(scheduleProblem(`${longest} `)).toBe('at most 256 characters')
+  expect(scheduleProblem(`@daily${' '.repeat(60_000)}`)).toBe('at most 256 characters')
+})

@@ -7,6 +7,8 @@ const FIELD = `${ITEM}(?:,${ITEM})*`
 const FIVE_FIELDS = new RegExp(`^\\s*${FIELD}(?:\\s+${FIELD}){4}\\s*$`, 'i')
 const ALIAS = /^\s*@(?:hourly|daily|midnight|weekly|monthly|yearly|annually)\s*$/i
 const MODE = '5-part'
+/** A long list takes croner tens of milliseconds. */
+const MAX_CHARACTERS = 256
 
 /** Schedules as croner has parsed them: that takes 0.1 ms, and most computers have the same few. */
 const parsed = new Map<string, Cron>()
@@ -16,6 +18,7 @@ const LONGEST_MONTHS = [31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
 
 /** What is wrong with a schedule of cron.json (Orb Cloud contract §15.1), or null. */
 export function scheduleProblem(schedule: string): string | null {
+  if (schedule.length > MAX_CHARACTERS) return `at most ${MAX_CHARACTERS} characters`
   try {
     if (!ALIAS.test(schedule)) {
       if (!FIVE_FIELDS.test(schedule)) return FORM
