@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'bun:test'
+import { afterAll, afterEach, beforeAll, beforeEach, expect, spyOn, test } from 'bun:test'
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -8,7 +8,7 @@ import type { ComputerPaths } from '../../runtime/paths.ts'
 import type { ComputerRow } from '../../store/types.ts'
 import type { CronJob } from '../types.ts'
 import { type Order, Runner } from './runner.ts'
-import { TestStore } from './testing.ts'
+import { TestStore, testJob } from './testing.ts'
 
 /** Runs that are under way, by the command of each. */
 interface Begun {
@@ -74,22 +74,12 @@ const result = (more: Partial<ExecResult> = {}): ExecResult => ({
   durationMs: 5,
   ...more,
 })
-const job = (name: string, more: Partial<CronJob> = {}): CronJob => ({
-  name,
-  schedule: '* * * * *',
-  command: name,
-  env: {},
-  working_dir: null,
-  timeout_secs: 30,
-  enabled: true,
-  skip_if_running: true,
-  ...more,
-})
 const order = (computer: ComputerRow, name: string, more: Partial<CronJob> = {}): Order => ({
   computer,
-  job: job(name, more),
+  job: testJob(name, more),
   firedAt: 1000,
   skip: null,
+  patienceMs: null,
 })
 /** Lets everything that can go on do so. */
 const settle = () => Bun.sleep(0)
@@ -161,26 +151,86 @@ test('a computer that is deleted meanwhile is not brought up again', async () =>
   expect(begun).toEqual([])
 })
 
-test('16 run at once; who has fewest comes first when there is room again', async () => {
+test('a computer with many runs of hours leaves places to others, and goes on as its own end', async () => {
   const [a, b] = [db.computer('a'), db.computer('b')]
-  runner.start(Array.from({ length: 18 }, (_, n) => order(a, `a${n}`)))
-  const [last] = runner.start([order(b, 'b')])
+  runner.start(Array.from({ length: 16 }, (_, n) => order(a, `a${n}`)))
+  const [ended] = runner.start([order(b, 'b')])
   await settle()
-  expect(commands()).toEqual(Array.from({ length: 16 }, (_, n) => `a${n}`))
+  expect(commands()).toEqual(['a0', 'a1', 'a2', 'a3', 'b'])
   expect([runner.isBusy('a', 'a3'), runner.isWaiting('a', 'a3')]).toEqual([true, false])
-  expect([runner.isBusy('b', 'b'), runner.isWaiting('b', 'b')]).toEqual([true, true])
-  expect(db.store.cron.runs('b', null, 1)).toMatchObject([{ status: 'running', startedAt: null }])
-  begun[5]?.end.resolve(result())
+  expect([runner.isBusy('a', 'a4'), runner.isWaiting('a', 'a4')]).toEqual([true, true])
+  expect(db.store.cron.runs('a', 'a4', 1)).toMatchObject([{ status: 'running', startedAt: null }])
+  begun[4]?.end.resolve(result())
+  expect(await ended).toMatchObject({ status: 'success' })
+  expect(commands()).toHaveLength(5)
+  begun[2]?.end.resolve(result())
   await settle()
-  expect(commands().slice(16)).toEqual(['b'])
-  expect(db.store.cron.runs('b', null, 1)).toMatchObject([{ status: 'running', startedAt: expect.any(Number) }])
+  expect(commands().slice(5)).toEqual(['a4'])
+  expect(db.store.cron.runs('a', 'a4', 1)).toMatchObject([{ status: 'running', startedAt: expect.any(Number) }])
+  expect([runner.isBusy('a', 'a2'), runner.isWaiting('a', 'a4')]).toEqual([false, false])
+})
+
+test('an organisation with many runs of hours leaves places to others', async () => {
+  const own = ['a', 'b', 'c', 'd'].map((id) => db.computer(id))
+  runner.start(own.flatMap((computer) => Array.from({ length: 4 }, (_, n) => order(computer, `${computer.id}${n}`))))
+  runner.start([order(db.computer('e', 'other'), 'e')])
+  await settle()
+  expect(commands()).toHaveLength(9)
+  expect(commands()[8]).toBe('e')
+})
+
+test('one that waits for a place longer than it is to ends as an error; one that has its place goes on', async () => {
+  const computer = db.computer('a')
+  const patient = (name: string) => ({ ...order(computer, name), patienceMs: 10 })
+  const [first] = runner.start([patient('a'), ...['b', 'c', 'd'].map((name) => order(computer, name))])
+  const [given, next] = runner.start([patient('e'), order(computer, 'f')])
+  expect(await given).toMatchObject({
+    status: 'error',
+    startedAt: null,
+    error: 'no place to run became free in 0.01 s',
+  })
+  expect(db.store.cron.runs('a', 'e', 1)).toMatchObject([{ status: 'error', finishedAt: expect.any(Number) }])
+  expect([runner.isBusy('a', 'e'), runner.isWaiting('a', 'f')]).toEqual([false, true])
   begun[0]?.end.resolve(result())
-  begun[1]?.end.resolve(result())
+  expect(await first).toMatchObject({ status: 'success' })
   await settle()
-  expect(commands().slice(17)).toEqual(['a16', 'a17'])
-  for (const { end } of begun) end.resolve(result())
-  expect(await last).toMatchObject({ status: 'success' })
-  expect(runner.isBusy('a', 'a3')).toBe(false)
+  expect(commands()).toEqual(['a', 'b', 'c', 'd', 'f'])
+  begun[4]?.end.resolve(result())
+  expect(await next).toMatchObject({ status: 'success' })
+})
+
+test('one whose begin cannot be written down ends as an error, and the next has its place', async () => {
+  const computer = db.computer('a')
+  runner.start(['a', 'b', 'c', 'd'].map((name) => order(computer, name)))
+  const [broken, next] = runner.start(['e', 'f'].map((name) => order(computer, name)))
+  const begin = spyOn(db.store.cron, 'start').mockImplementationOnce(() => {
+    throw new Error('database or disk is full')
+  })
+  await settle()
+  begun[0]?.end.resolve(result())
+  expect(await broken).toMatchObject({ status: 'error', error: 'the command could not be started' })
+  await settle()
+  expect(begin).toHaveBeenCalledTimes(2)
+  expect(commands()).toEqual(['a', 'b', 'c', 'd', 'f'])
+  begun[4]?.end.resolve(result())
+  expect(await next).toMatchObject({ status: 'success' })
+})
+
+test('whether a job is busy is known without a look at all that wait', () => {
+  const waiting = 1000
+  const computer = db.computer('a')
+  runner.start(Array.from({ length: waiting }, (_, n) => order(computer, `x${n}`)))
+  let looks = 0
+  const id = Object.getOwnPropertyDescriptor(computer, 'id')?.value
+  Object.defineProperty(computer, 'id', {
+    get() {
+      looks += 1
+      return id
+    },
+  })
+  expect([runner.isBusy('b', 'x'), runner.isWaiting('b', 'x')]).toEqual([false, false])
+  expect([runner.isBusy('a', 'x999'), runner.isWaiting('a', 'x999')]).toEqual([true, true])
+  expect(looks).toBeLessThan(waiting / 10)
 })
 
 test('one that is skipped is written down and takes no room', async () => {
@@ -207,14 +257,14 @@ test('runs that cannot be written down do not begin', async () => {
 
 test('a stop waits, then kills what is left, begins nothing more and says so', async () => {
   const computer = db.computer('a')
-  runner.start(Array.from({ length: 17 }, (_, n) => order(computer, `x${n}`)))
+  runner.start(Array.from({ length: 5 }, (_, n) => order(computer, `x${n}`)))
   await settle()
   const stopped = runner.stop(20)
   for (const { end } of begun.slice(1)) end.resolve(result())
   await stopped
   expect(killed).toEqual([`a cron ${begun[0]?.request.id}`])
   const counts = Object.groupBy(statuses('a'), (status) => status)
-  expect([counts.error?.length, counts.success?.length, counts.running]).toEqual([2, 15, undefined])
+  expect([counts.error?.length, counts.success?.length, counts.running]).toEqual([2, 3, undefined])
   expect(() => runner.start([order(computer, 'late')])).toThrow('stopping')
 })
 

@@ -11,9 +11,9 @@ import type { Environment } from '../environment.ts'
 import { newId } from '../ids.ts'
 import type { Metrics } from '../metrics.ts'
 import type { CronJob } from '../types.ts'
+import { Places } from './places.ts'
 
-/** Limits of the Orb Cloud contract §15.2 and §15.3. */
-const RUNS_AT_ONCE = 16
+/** Limit of the Orb Cloud contract §15.3. */
 const OUTPUT_BYTES = 16_384
 const WORKING_DIRECTORY = '/agent/code'
 
@@ -31,6 +31,8 @@ interface Run {
   computer: ComputerRow
   job: CronJob
   row: CronRunRow
+  /** Ends it if it still waits then. */
+  patience: Timer | null
   /** It is killed because orb stops. */
   isCutOff: boolean
   ended: PromiseWithResolvers<CronRunRow>
@@ -44,47 +46,56 @@ export interface Order {
   firedAt: number
   /** Why it is only written down, or null. */
   skip: string | null
+  /** How long it waits for a place, in ms, before it ends as an error; null: as long as it takes. */
+  patienceMs: number | null
 }
 
 /**
- * Runs jobs in their computers, at most 16 at once on the server. Each run is in the database before it begins, so that after
+ * Runs jobs in their computers, as far as there are places. Each run is in the database before it begins, so that after
  * a crash none is done twice. The agent is neither woken nor kept awake.
  */
 export class Runner {
-  private readonly running = new Set<Run>()
-  private waiting: Run[] = []
+  private readonly places = new Places<Run>()
   private stopped = false
 
   constructor(private readonly deps: RunnerDeps) {}
 
   /** Whether a run of this job has begun or waits for its turn. */
   isBusy(computerId: string, jobName: string): boolean {
-    const isOfJob = (run: Run) => run.computer.id === computerId && run.job.name === jobName
-    return this.waiting.some(isOfJob) || [...this.running].some(isOfJob)
+    return this.places.isBusy(computerId, jobName)
   }
 
   isWaiting(computerId: string, jobName: string): boolean {
-    return this.waiting.some(({ computer, job }) => computer.id === computerId && job.name === jobName)
+    return this.places.isWaiting(computerId, jobName)
   }
 
   /** Writes the runs down and begins them, as far as there is room. Returns the end of each. */
   start(orders: Order[]): Promise<CronRunRow>[] {
     if (this.stopped) throw new OrbError('shutting_down', 'the server is stopping')
     const runs = orders.map(
-      (order): Run => ({ ...order, row: newRow(order), isCutOff: false, ended: Promise.withResolvers() }),
+      (order): Run => ({
+        ...order,
+        row: newRow(order),
+        patience: null,
+        isCutOff: false,
+        ended: Promise.withResolvers(),
+      }),
     )
     const [skipped, others] = [runs.filter(isOver), runs.filter((run) => !isOver(run))]
-    this.waiting.push(...others)
+    for (const run of others) this.places.add(run)
     const admitted = this.admit()
     try {
       this.deps.store.cron.add(runs.map(({ row }) => row))
     } catch (thrown) {
-      for (const run of others) this.running.delete(run)
-      this.waiting = this.waiting.filter((run) => !others.includes(run))
+      for (const run of others) if (!this.places.drop(run)) this.places.leave(run)
       throw thrown
     }
+    for (const [index, { patienceMs }] of orders.entries()) {
+      const run = runs[index]
+      if (run && patienceMs !== null) run.patience = setTimeout(() => this.giveUp(run, patienceMs), patienceMs)
+    }
     for (const run of skipped) this.over(run)
-    for (const run of admitted) void this.execute(run)
+    for (const run of admitted) void this.execute(run, true)
     return runs.map(({ ended }) => ended.promise)
   }
 
@@ -104,11 +115,10 @@ export class Runner {
   /** Begins no more. What has not ended after `graceMs` is killed. */
   async stop(graceMs: number): Promise<void> {
     this.stopped = true
-    const waiting = this.waiting.splice(0)
-    for (const run of waiting) this.end(run, INTERRUPTED)
-    const ends = Promise.allSettled([...this.running].map(({ ended }) => ended.promise))
+    for (const run of this.places.dropAll()) this.end(run, INTERRUPTED)
+    const ends = Promise.allSettled(this.places.all().map(({ ended }) => ended.promise))
     await Promise.race([ends, Bun.sleep(graceMs)])
-    for (const run of this.running) {
+    for (const run of this.places.all()) {
       run.isCutOff = true
       const killed = this.deps.runtime.killCommand(run.computer, 'cron', leafOf(run.row))
       killed.catch((error) => {
@@ -119,33 +129,27 @@ export class Runner {
     await ends
   }
 
-  /** Takes runs out of those that wait while there is room: of the computer with the fewest first, so that none takes it all. */
   private admit(): Run[] {
-    const admitted: Run[] = []
-    while (!this.stopped && this.running.size < RUNS_AT_ONCE && this.waiting.length > 0) {
-      const counts = new Map<string, number>()
-      for (const { computer } of this.running) counts.set(computer.id, (counts.get(computer.id) ?? 0) + 1)
-      const load = ({ computer }: Run) => counts.get(computer.id) ?? 0
-      const run = this.waiting.reduce((least, one) => (load(one) < load(least) ? one : least))
-      this.waiting.splice(this.waiting.indexOf(run), 1)
-      this.running.add(run)
-      run.row.startedAt = Date.now()
-      admitted.push(run)
-    }
+    if (this.stopped) return []
+    const admitted = this.places.fill()
+    for (const { row } of admitted) row.startedAt = Date.now()
     return admitted
   }
 
-  private async execute(run: Run): Promise<void> {
-    const outcome = await this.outcomeOf(run)
-    this.end(run, run.isCutOff ? INTERRUPTED : outcome)
-    for (const next of this.admit()) {
-      this.deps.store.cron.start(next.row.id, next.row.startedAt ?? Date.now())
-      void this.execute(next)
-    }
+  private giveUp(run: Run, waitedMs: number): void {
+    if (this.places.drop(run)) this.end(run, couldNotRun(`no place to run became free in ${waitedMs / 1000} s`))
   }
 
-  private async outcomeOf(run: Run): Promise<Outcome> {
+  /** @param written whether its begin is in the database */
+  private async execute(run: Run, written: boolean): Promise<void> {
+    const outcome = await this.outcomeOf(run, written)
+    this.end(run, run.isCutOff ? INTERRUPTED : outcome)
+    for (const next of this.admit()) void this.execute(next, false)
+  }
+
+  private async outcomeOf(run: Run, written: boolean): Promise<Outcome> {
     try {
+      if (!written) this.deps.store.cron.start(run.row.id, run.row.startedAt ?? Date.now())
       const result = await this.command(run)
       const { timedOut, exitCode, durationMs } = result
       return {
@@ -184,7 +188,8 @@ export class Runner {
   }
 
   private end(run: Run, outcome: Outcome): void {
-    this.running.delete(run)
+    this.places.leave(run)
+    if (run.patience) clearTimeout(run.patience)
     Object.assign(run.row, outcome, { finishedAt: Date.now() })
     try {
       this.deps.store.cron.finish(run.row)

@@ -32,6 +32,8 @@ const TICK_MS = 1000
 const TICKS_PER_LOOK = 8
 /** Triggers of one computer that may run or wait at once, as for exec. */
 const MAX_TRIGGERS = 32
+/** How long a trigger waits for a place: in it so many runs of the default 30 s have had theirs, four at a time. */
+const TRIGGER_PATIENCE_MS = 5 * 60_000
 
 /** Commands at set times (Orb Cloud contract §15). */
 export function createCron(deps: CronDeps): CronService {
@@ -61,7 +63,7 @@ export function createCron(deps: CronDeps): CronService {
   function fire(due: Due[]): void {
     const orders = due.flatMap(({ computer, entry, plannedAt }): Order[] => {
       if (!deps.exists(computer.id)) return []
-      return [{ computer, job: entry.job, firedAt: plannedAt, skip: skipReason(computer, entry) }]
+      return [{ computer, job: entry.job, firedAt: plannedAt, skip: skipReason(computer, entry), patienceMs: null }]
     })
     if (orders.length === 0) return
     runner.start(orders)
@@ -81,7 +83,7 @@ export function createCron(deps: CronDeps): CronService {
     const entry = crontabs.of(computer.id).entries.find(({ job }) => job.name === name)
     if (!entry || !deps.exists(computer.id)) throw new OrbError('job_not_found', `there is no cron job ${name}`)
     const firedAt = Date.now()
-    const [ended] = runner.start([{ computer, job: entry.job, firedAt, skip: null }])
+    const [ended] = runner.start([{ computer, job: entry.job, firedAt, skip: null, patienceMs: TRIGGER_PATIENCE_MS }])
     entry.lastFiredAt = firedAt
     const row = await ended
     if (!row) throw new Error('a run without an end')
