@@ -167,7 +167,8 @@ export class Runner {
     }
   }
 
-  private async command({ computer, job, row }: Run): Promise<ExecResult> {
+  private async command(run: Run): Promise<ExecResult> {
+    const { computer, job, row } = run
     const { runtime, exists, environment } = this.deps
     if (!exists(computer.id)) throw new OrbError('not_found', 'the computer was deleted')
     await runtime.up(computer)
@@ -175,6 +176,8 @@ export class Runner {
     await expectDirectory(runtime.paths(computer).rootfs, cwd)
     // From here to the command's begin nothing else has a turn: a computer that is gone would be made anew.
     if (!exists(computer.id)) throw new OrbError('not_found', 'the computer was deleted')
+    // There was nothing yet that could be killed.
+    if (run.isCutOff) throw new OrbError('shutting_down', 'orb is being stopped')
     return runtime.exec(computer, {
       argv: ['bash', '-c', job.command],
       env: environment(computer, job.env),
