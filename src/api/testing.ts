@@ -89,7 +89,7 @@ export function startTestApi(env: Record<string, string> = {}, overrides: Partia
     settings,
     metrics: createOrbMetrics(),
     version: '1.2.3',
-    publicDirectory: { find: () => null },
+    publicDirectory: { find: () => null, mayReach: () => true },
   })
   return { running, calls, followed }
 }

@@ -113,6 +113,51 @@ describe('where a name leads', () => {
     expect(leads(answer('www.example.com', records))).toEqual([['1010101', 100]])
   })
 
+  test('no more records of an answer are read than make sense, however many there are', () => {
+    const many = (count: number, ...first: Record[]) =>
+      answer('www.example.com', [
+        ...first,
+        ...Array.from({ length: count }, (_, index) => ({ name: SAME, data: ip(1, 2, index >> 8, index & 0xff) })),
+      ])
+    expect(leads(many(200))).toHaveLength(200)
+    expect(leads(many(4000))).toHaveLength(256)
+    const others = Array.from({ length: 256 }, () => ({ name: SAME, type: TYPE.AAAA, data: Buffer.alloc(16) }))
+    expect(leads(many(1, ...others))).toEqual([])
+  })
+
+  test('names through pointers, of which several may follow each other', () => {
+    const at = query(wire('www.example.com')).length
+    const records = [
+      // Its data is a name that ends in one of the question, at which the next ones point.
+      { name: SAME, type: TYPE.CNAME, data: Buffer.from('\x03cdn\xc0\x10', 'latin1') },
+      { name: Buffer.from([0xc0, at + 12]), data: ip(1, 1, 1, 1) },
+      { name: Buffer.from([0xc0, at + 12]), data: ip(2, 2, 2, 2) },
+    ]
+    expect(leads(answer('www.example.com', records))).toEqual([
+      ['1010101', 60],
+      ['2020202', 60],
+    ])
+    // Each part of a name is short enough, both together may not be: then nothing can be read behind it.
+    const behind = (count: number) => {
+      const prefix = wire(Array(count).fill('abc').join('.')).subarray(0, -1)
+      const name = Buffer.concat([prefix, SAME])
+      return leads(
+        answer('www.example.com', [
+          { name, data: ip(1, 1, 1, 1) },
+          { name: SAME, data: ip(1, 1, 1, 1) },
+        ]),
+      )
+    }
+    expect([behind(59).length, behind(60).length]).toEqual([1, 0])
+  })
+
+  test('nothing of an answer to more questions than one', () => {
+    const reply = answer('www.example.com', [{ name: SAME, data: ip(1, 2, 3, 4) }])
+    expect(leads(reply)).toHaveLength(1)
+    reply.writeUInt16BE(2, 4)
+    expect(leads(reply)).toEqual([])
+  })
+
   test('nothing of names that nobody asked for, of circles, of refusals, of what is broken', () => {
     const foreign = { name: wire('other.example.com'), data: ip(1, 1, 1, 1) }
     expect(leads(answer('www.example.com', [foreign]))).toEqual([])

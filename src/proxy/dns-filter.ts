@@ -19,6 +19,9 @@ const MAX_NAME_BYTES = 255
 /** Of a host's name, or what services put before it (RFC 2782). Another one would be ambiguous as text, a dot in it most of all. */
 const LABEL = /^[a-z0-9_-]+$/
 
+/** Records of one answer that are read: some ten times as many as names have addresses. Each may take as long as its name is. */
+const MAX_RECORDS = 256
+
 /** RFC 8914: why there is no answer, for those who ask for such things. */
 const EDE_OPTION = 15
 const EDE_BLOCKED = 15
@@ -28,7 +31,7 @@ const UDP_PAYLOAD = 1232
 /** The name that a query asks for, in lower case and without its last dot; null for what is no plain question for a name. */
 export function nameAsked(query: Uint8Array): string | null {
   if (((query[2] ?? 0) & OPCODE_MASK) !== 0 || question(query).length === 0) return null
-  const name = nameAt(query, HEADER_BYTES, 0)
+  const name = nameAt(query, HEADER_BYTES, { pointers: 0 })
   return name && name.text !== '' ? name.text : null
 }
 
@@ -80,17 +83,20 @@ interface AnswerRecord {
   target?: string
 }
 
-/** The A and CNAME records of the answer section, as far as it can be read. */
+/** The A and CNAME records of the answer section, as far as it can be read and is not longer than it makes sense. */
 function recordsOf(reply: Uint8Array): AnswerRecord[] {
   const records: AnswerRecord[] = []
+  const known = new Map<number, Name>()
   let at = HEADER_BYTES
-  for (let left = uint16(reply, 4); left > 0; left--) {
-    const name = nameAt(reply, at)
+  // The query had one question.
+  if (uint16(reply, 4) > 1) return []
+  if (uint16(reply, 4) === 1) {
+    const name = nameAt(reply, at, { known })
     if (!name) return []
     at = name.end + TYPE_AND_CLASS_BYTES
   }
-  for (let left = uint16(reply, 6); left > 0; left--) {
-    const name = nameAt(reply, at)
+  for (let left = Math.min(uint16(reply, 6), MAX_RECORDS); left > 0; left--) {
+    const name = nameAt(reply, at, { known })
     if (!name) break
     const [type, kind, length] = [0, 2, 8].map((offset) => uint16(reply, name.end + offset))
     const ttlSeconds = uint16(reply, name.end + 4) * 2 ** 16 + uint16(reply, name.end + 6)
@@ -102,30 +108,44 @@ function recordsOf(reply: Uint8Array): AnswerRecord[] {
       const address = uint16(reply, data) * 2 ** 16 + uint16(reply, data + 2)
       records.push({ name: name.text, ttlSeconds, address })
     }
-    const target = type === TYPE_CNAME ? nameAt(reply, data)?.text : undefined
+    const target = type === TYPE_CNAME ? nameAt(reply, data, { known })?.text : undefined
     if (target) records.push({ name: name.text, ttlSeconds, target })
   }
   return records
 }
 
+interface Name {
+  text: string
+  /** Position behind it. */
+  end: number
+  /** Length in wire form without pointers, the last byte not counted. */
+  bytes: number
+}
+
 /**
- * The name at `at` in lower case, with `?` for a label that is no part of a host's name, and where it ends; null when it is
- * broken. @param pointers how many may be followed (RFC 1035 §4.1.4)
+ * The name at `at` in lower case, with `?` for a label that is no part of a host's name; null when it is broken.
+ * @param pointers how many may be followed (RFC 1035 §4.1.4) @param known what pointers of this message led to before
  */
-function nameAt(message: Uint8Array, at: number, pointers = MAX_NAME_BYTES): { text: string; end: number } | null {
+function nameAt(
+  message: Uint8Array,
+  at: number,
+  { pointers = MAX_NAME_BYTES, known = new Map() }: { pointers?: number; known?: Map<number, Name> },
+): Name | null {
   const labels: string[] = []
-  let end: number | null = null
   let bytes = 0
   for (;;) {
     const length = message[at]
     if (length === undefined) return null
-    if (length === 0) return { text: labels.join('.'), end: end ?? at + 1 }
+    if (length === 0) return { text: labels.join('.'), end: at + 1, bytes }
     if (length >= POINTER) {
       const low = message[at + 1]
-      if (low === undefined || pointers-- <= 0) return null
-      end ??= at + 2
-      at = (length & ~POINTER) * 256 + low
-      continue
+      if (low === undefined || pointers <= 0) return null
+      const target = (length & ~POINTER) * 256 + low
+      const rest = known.get(target) ?? nameAt(message, target, { pointers: pointers - 1, known })
+      if (!rest || bytes + rest.bytes > MAX_NAME_BYTES) return null
+      known.set(target, rest)
+      if (rest.text !== '') labels.push(rest.text)
+      return { text: labels.join('.'), end: at + 2, bytes: bytes + rest.bytes }
     }
     bytes += length + 1
     if (length > MAX_LABEL_BYTES || bytes > MAX_NAME_BYTES || at + 1 + length > message.length) return null

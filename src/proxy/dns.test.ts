@@ -202,6 +202,22 @@ describe('over UDP', () => {
     expect(received.map((message) => message.readUInt16BE(0))).toEqual([2, 3])
   })
 
+  test('to one client arrives though another left before its own did', async () => {
+    const held: { id: number; release(): void }[] = []
+    const hold: Behaviour = (asked, send) =>
+      void held.push({ id: asked.readUInt16BE(0), release: () => send(reply(asked)) })
+    const port = await forwarder(await servers([hold]))
+    const patient = await client(port)
+    const hasty = await Bun.udpSocket({ connect: { hostname: '127.0.0.1', port } })
+    for (let id = 1; id <= 20; id++) hasty.send(query(id, 'example.com'))
+    patient.send(query(100, 'example.com'))
+    while (held.length < 21) await Bun.sleep(1)
+    hasty.close()
+    const answered = patient.next()
+    for (const { release } of held.sort((a, b) => a.id - b.id)) release()
+    expect((await answered).readUInt16BE(0)).toBe(100)
+  })
+
   test('asks for no more of one client at once than it may', async () => {
     const held: (() => void)[] = []
     const hold: Behaviour = (message, send) => void held.push(() => send(reply(message)))
@@ -301,6 +317,26 @@ describe('a client with a filter', () => {
     expect((allowed?.[3] ?? 0) & 0x0f).toBe(0)
     expect(asked).toHaveLength(1)
     expect(learnt).toEqual([['b.example.com', [LEAD]]])
+  })
+
+  test('that breaks gets no answer; others do', async () => {
+    const options = await servers([echo])
+    let isBroken = true
+    const port = await forwarder({
+      ...options,
+      filterOf() {
+        if (isBroken) throw new Error('broken')
+        return null
+      },
+    })
+    const { send, received, next } = await client(port)
+    send(query(1, 'example.com'))
+    expect(await askTcp(port, framed(query(2, 'example.com')))).toEqual([])
+    isBroken = false
+    const answered = next()
+    send(query(3, 'example.com'))
+    await answered
+    expect(received.map((message) => message.readUInt16BE(0))).toEqual([3])
   })
 
   test('is not told of an address that could not be opened', async () => {

@@ -37,6 +37,8 @@ const ATTEMPT_TIMEOUT_MS = 2000
 /** Queries that wait for a name server: in all, and of one computer. Beyond that they are dropped; clients ask again. */
 const MAX_OUTSTANDING = 1000
 const MAX_OUTSTANDING_PER_CLIENT = 200
+/** An answer is sent again where the kernel tells of an earlier one instead. More may be waiting to be told. */
+const SEND_ATTEMPTS = 3
 /** Connections: in all, and of one computer. */
 const MAX_CONNECTIONS = 256
 const MAX_CONNECTIONS_PER_CLIENT = 16
@@ -102,7 +104,10 @@ export async function startDns(options: DnsOptions): Promise<{ port: number; sto
         const { data } = socket
         data.buffered = Buffer.concat([data.buffered, chunk])
         if (data.buffered.length > MAX_BUFFERED_BYTES) return void socket.terminate()
-        void serve(socket, answer)
+        serve(socket, answer).catch((error) => {
+          log('error', 'a query of a computer failed', { client: data.client, error })
+          socket.terminate()
+        })
       },
       drain(socket) {
         socket.data.unsent = socket.data.unsent.subarray(socket.write(socket.data.unsent))
@@ -118,11 +123,14 @@ export async function startDns(options: DnsOptions): Promise<{ port: number; sto
       port: tcp.port,
       socket: {
         data(socket, query, port, address) {
-          void answer(address, Buffer.from(query), askUdp).then((reply) => {
-            if (reply && !socket.closed) socket.send(reply, port, address)
-          })
+          answer(address, Buffer.from(query), askUdp)
+            .then((reply) => {
+              if (reply && !socket.closed) sendTo(socket, reply, port, address)
+            })
+            .catch((error) => log('error', 'a query of a computer failed', { client: address, error }))
         },
-        error: (_, error) => log('warn', 'name server socket', { error }),
+        // Each answer to somebody who is gone makes one. They say nothing of the socket, and there may be any number of them.
+        error: () => undefined,
       },
     })
     return {
@@ -135,6 +143,18 @@ export async function startDns(options: DnsOptions): Promise<{ port: number; sto
   } catch (thrown) {
     tcp.stop(true)
     throw thrown
+  }
+}
+
+/** Sends an answer. Whoever does not get it asks again. */
+function sendTo(socket: Bun.udp.Socket<'buffer'>, reply: Uint8Array, port: number, address: string): void {
+  for (let attempt = 0; attempt < SEND_ATTEMPTS; attempt++) {
+    try {
+      socket.send(reply, port, address)
+      return
+    } catch {
+      // That an earlier answer found nobody (ECONNREFUSED), the kernel tells whoever sends next.
+    }
   }
 }
 

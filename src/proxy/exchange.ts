@@ -219,8 +219,9 @@ export class Exchange implements Answer {
   }
 
   private connect(): void {
-    this.options.links.connect(this.request.upstream).then(
-      (link) => {
+    this.options.links
+      .connect(this.request.upstream)
+      .then((link) => {
         if (this.state !== 'open') {
           this.options.links.release(link)
           return
@@ -228,9 +229,8 @@ export class Exchange implements Answer {
         this.lastActivity = performance.now()
         this.use(link)
         this.flush()
-      },
-      (error) => this.fail(error instanceof OrbError ? error : unreachable(messageOf(error))),
-    )
+      })
+      .catch((error) => this.fail(error instanceof OrbError ? error : unreachable(messageOf(error))))
   }
 
   private use(link: Link): void {

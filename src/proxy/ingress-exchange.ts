@@ -83,19 +83,17 @@ export class Exchange implements LinkOwner {
   start(): void {
     this.backend
       .connect(() => this.isOver)
-      .then(
-        (link) => {
-          if (this.isOver) {
-            this.backend.release(link, 'destroy')
-            return
-          }
-          this.link = link
-          link.owner = this
-          if (link.closed) this.onClose()
-          else this.flush()
-        },
-        (error) => this.failWith(error),
-      )
+      .then((link) => {
+        if (this.isOver) {
+          this.backend.release(link, 'destroy')
+          return
+        }
+        this.link = link
+        link.owner = this
+        if (link.closed) this.onClose()
+        else this.flush()
+      })
+      .catch((error) => this.failWith(error))
   }
 
   /* ---- client to app ---- */
@@ -166,16 +164,12 @@ export class Exchange implements LinkOwner {
 
   private waitFor(gate: Promise<void>): void {
     this.waitsForGate = true
-    gate.then(
-      () => {
+    gate
+      .finally(() => {
         this.waitsForGate = false
-        this.flush()
-      },
-      (error) => {
-        this.waitsForGate = false
-        this.failWith(error)
-      },
-    )
+      })
+      .then(() => this.flush())
+      .catch((error) => this.failWith(error))
   }
 
   /* ---- app to client ---- */

@@ -29,7 +29,7 @@ describe('destinationOf', () => {
     ['..orb.localhost', '.'],
   ]
   test.each(COMPUTERS)('%s is a computer', (authority, label) => {
-    expect(destinationOf(authority, DOMAIN)).toEqual({ kind: 'computer', label })
+    expect(destinationOf(authority, DOMAIN)).toEqual({ kind: 'computer', label, host: `${label}.${DOMAIN}` })
   })
 
   const APIS = [
@@ -66,7 +66,11 @@ describe('destinationOf', () => {
   })
 
   test('a port in the domain does not count', () => {
-    expect(destinationOf('a.orb.example:1', 'orb.example:8787')).toEqual({ kind: 'computer', label: 'a' })
+    expect(destinationOf('a.orb.example:1', 'orb.example:8787')).toEqual({
+      kind: 'computer',
+      label: 'a',
+      host: 'a.orb.example',
+    })
   })
 })
 

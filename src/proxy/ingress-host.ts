@@ -1,8 +1,11 @@
 import { OrbError } from '../errors.ts'
 import type { RequestHead } from './http1.ts'
 
-/** Who a request is for, by its Host (Orb Cloud contract §12.3). `label`: what stands before the base domain. */
-export type Destination = { kind: 'api' } | { kind: 'computer'; label: string }
+/**
+ * Who a request is for, by its Host (Orb Cloud contract §12.3). `label`: what stands before the base domain; `host`: both, in
+ * lower case.
+ */
+export type Destination = { kind: 'api' } | { kind: 'computer'; label: string; host: string }
 
 const API: Destination = { kind: 'api' }
 
@@ -17,7 +20,7 @@ export function destinationOf(authority: string, domain: string): Destination {
   const name = host.toLowerCase()
   if (!name.endsWith(suffix)) return API
   const label = name.slice(0, -suffix.length)
-  return label === 'api' ? API : { kind: 'computer', label }
+  return label === 'api' ? API : { kind: 'computer', label, host: name }
 }
 
 /**

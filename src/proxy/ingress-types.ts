@@ -2,6 +2,11 @@
 export interface PublicDirectory {
   /** The computer of a label below the base domain, in lower case: a short or a full id. Null: there is none. */
   find(label: string): PublicComputer | null
+  /**
+   * Whether who connects from this address may reach this host: only computers with an outbound list may not.
+   * @param host in lower case, without port and last dot
+   */
+  mayReach(address: string, host: string): boolean
 }
 
 export interface PublicComputer {

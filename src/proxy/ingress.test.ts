@@ -20,6 +20,10 @@ class FakeComputer implements PublicComputer, PublicDirectory {
   /** What was said of the visits, in order. */
   log: string[] = []
   wakes = 0
+  /** Whom its host name is closed to. */
+  limited: string | null = null
+  /** What breaks when it is asked whether it runs. */
+  broken: Error | null = null
   private gate: PromiseWithResolvers<void> | null = null
   private later: (() => void)[] = []
   private readonly netns = openSync('/proc/self/ns/net', 'r')
@@ -28,7 +32,12 @@ class FakeComputer implements PublicComputer, PublicDirectory {
     return label === 'abc12345' ? this : null
   }
 
+  mayReach(address: string, host: string): boolean {
+    return address !== this.limited || host !== 'abc12345.orb.test'
+  }
+
   wake(): Promise<void> | undefined {
+    if (this.broken !== null) throw this.broken
     if (this.gate !== null) this.wakes++
     return this.gate?.promise
   }
@@ -227,6 +236,27 @@ describe('while the agent sleeps', () => {
 })
 
 describe('odd ends', () => {
+  test('what breaks when it is woken costs that request alone', async () => {
+    const made = bench(echoUpgrade)
+    made.computer.sleep()
+    const client = await rawClient(made.port)
+    client.write(GET)
+    await until(() => made.computer.wakes > 0, 'the wake')
+    made.computer.broken = new Error('the disk is gone')
+    made.computer.wakeUp()
+    await client.has('"error":"internal"')
+
+    made.computer.broken = null
+    const tunnel = await upgraded(made)
+    made.computer.sleep()
+    const before = made.computer.wakes
+    tunnel.client.write('one')
+    await until(() => made.computer.wakes > before, 'the wake')
+    made.computer.broken = new Error('the disk is gone')
+    made.computer.wakeUp()
+    await tunnel.client.isClosed()
+  })
+
   test('an answer before the request is whole: it arrives, and the connection closes', async () => {
     const { port } = bench((connection) => connection.received.includes('part') && connection.write(OK))
     const client = await rawClient(port)
@@ -276,6 +306,30 @@ describe('odd ends', () => {
     expect(await client.has('hello')).toContain('101 Switching Protocols')
     await until(() => made.app.connections[0]?.received.endsWith('\r\n\r\nearly') === true, 'the early bytes')
   })
+})
+
+test('whoever may not reach a host gets 403 and no computer is asked; the API is open to him', async () => {
+  const { computer, app, port } = bench(answers(OK))
+  const ask = async (head: string): Promise<string> => {
+    const client = await rawClient(port)
+    client.write(head)
+    return await client.has('}')
+  }
+  computer.limited = '127.0.0.1'
+  for (const host of ['abc12345.orb.test', 'ABC12345.orb.test.:80']) {
+    const refused = await ask(`GET / HTTP/1.1\r\nHost: ${host}\r\nX-Forwarded-For: 9.9.9.9\r\n\r\n`)
+    expect(refused).toStartWith('HTTP/1.1 403 ')
+    expect(refused).toContain('"error":"forbidden"')
+    expect(refused).toContain('abc12345.orb.test is not in network.outbound of this computer.')
+  }
+  expect(await ask('GET http://abc12345.orb.test/ HTTP/1.1\r\nHost: orb.test\r\n\r\n')).toContain('forbidden')
+  // There is no API behind this door.
+  expect(await ask('GET / HTTP/1.1\r\nHost: api.orb.test\r\n\r\n')).toContain('shutting_down')
+  expect([app.connections.length, computer.log]).toEqual([0, []])
+  computer.limited = '127.0.0.2'
+  const client = await rawClient(port)
+  client.write(GET)
+  await client.has('ok')
 })
 
 test('over TLS', async () => {

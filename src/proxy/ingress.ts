@@ -114,7 +114,11 @@ function createRoute(options: FrontOptions): Route {
       const peer: Header = { name: peerHeader, value, line: `${peerHeader}: ${value}` }
       return { backend: api, head: apiRequestHead(head, authority, path, peer) }
     }
-    const computer = options.directory.find(destination.label)
+    const { host, label } = destination
+    if (!options.directory.mayReach(address, host)) {
+      throw new OrbError('forbidden', `${host} is not in network.outbound of this computer.`)
+    }
+    const computer = options.directory.find(label)
     if (computer === null) throw new OrbError('unknown_host', 'There is no computer of this name.')
     const inside = portOf(path, computer.ports)
     const sender = { address, secure: options.tls !== null, trusted: options.trustProxy }

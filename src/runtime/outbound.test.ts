@@ -124,6 +124,25 @@ describe('what is kept', () => {
     expect(of(LEARNT)).toHaveLength(1024)
   })
 
+  test('no more names of one address than there may be: those that were asked for last', () => {
+    const { outbound, of } = setUp()
+    const keeps = (...names: string[]) => {
+      outbound.limit(1, [], always)
+      outbound.learn(1, 'first', [lead('3.3.3.3')])
+      for (let index = 0; index < 1000; index++) {
+        outbound.learn(1, `name-${index}`, [lead('3.3.3.3')])
+        outbound.learn(1, 'often', [lead('3.3.3.3')])
+      }
+      outbound.limit(1, [], (name) => names.includes(name))
+      const kept = of(LEARNT).length
+      outbound.free(1)
+      return kept
+    }
+    expect(['first', 'name-500', 'name-984', 'name-985', 'name-999', 'often'].map((name) => keeps(name))).toEqual([
+      0, 0, 0, 1, 1, 1,
+    ])
+  })
+
   test('while the agent sleeps its addresses do not grow old', () => {
     const { outbound, clock, there } = setUp()
     outbound.limit(1, [], always)

@@ -28,6 +28,8 @@ export const LEARNT = 'outbound_learnt'
  * account: some 150 bytes each.
  */
 const MAX_LEARNT = 1024
+/** Names by which one address is kept when the list changes, the latest. Below `*.domain` there are any number of them. */
+const MAX_NAMES = 16
 /** An element's new time is told to the kernel once it is this much later than the one that it knows. */
 const RENEWAL_MS = 60_000
 /** What is left at least, after sleep, of the time of an address that was good before. */
@@ -120,7 +122,7 @@ export class Outbound {
     const later: number[] = []
     for (const { address, lifetimeMs } of leads) {
       const known = limit.learnt.get(address)
-      known?.names.add(name)
+      if (known) remember(known.names, name)
       if (known && known.expiresAt > now && known.expiresAt + RENEWAL_MS > now + lifetimeMs) continue
       const names = known?.names ?? new Set([name])
       limit.learnt.set(address, { names, since: now, expiresAt: Math.max(now + lifetimeMs, known?.expiresAt ?? 0) })
@@ -253,6 +255,14 @@ export class Outbound {
 }
 
 const IPV4_BITS = 32
+
+/** Adds the latest name, and drops the one that was used longest ago where there are too many. */
+function remember(names: Set<string>, name: string): void {
+  names.delete(name)
+  names.add(name)
+  const [oldest] = names
+  if (names.size > MAX_NAMES && oldest !== undefined) names.delete(oldest)
+}
 
 /** Single addresses, which a hash finds, and networks, none of which lies in another: the kernel refuses that. */
 function split(networks: Cidr[]): List {

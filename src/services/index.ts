@@ -337,7 +337,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
     services,
     metrics,
     gateway,
-    publicDirectory: createPublicDirectory({ store, runtime, registry, configs, deleting }),
+    publicDirectory: createPublicDirectory({ store, runtime, registry, configs, outbound, deleting }),
     async stop(graceMs, others) {
       clearInterval(rules)
       stopIdleSleep()

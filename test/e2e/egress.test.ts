@@ -185,6 +185,20 @@ describe('root in a computer with a list', () => {
     expect(await computer.sh('curl -s -o /dev/null -w "%{http_code}" "$ORB_API_URL/health"')).toBe('200')
   })
 
+  test('reaches no public port through the gateway but those of listed hosts; without a list any', async () => {
+    const host = `${neighbour.shortId}.orb.localhost`
+    const visit = async (from: Computer): Promise<[number, string]> => {
+      const answer = await from.sh(`curl -s -w '\n%{http_code}' -H 'Host: ${host}' "$ORB_API_URL/"`)
+      const [body = '', status] = answer.split('\n')
+      return [Number(status), JSON.parse(body).error]
+    }
+    expect(await visit(computer)).toEqual([403, 'forbidden'])
+    // The neighbour exposes none: that is as far as one gets.
+    expect(await visit(await computerWith([host]))).toEqual([404, 'port_not_exposed'])
+    expect(await visit(await computerWith(['*.orb.localhost']))).toEqual([404, 'port_not_exposed'])
+    expect(await visit(await computerWith())).toEqual([404, 'port_not_exposed'])
+  })
+
   test('gets to no other name server and to no address, by TCP, UDP, ICMP or IPv6', async () => {
     const [, , other = ''] = internet.addresses
     const hosts = [

@@ -2,6 +2,7 @@ import { OrbError } from '../../errors.ts'
 import type { PublicComputer, PublicDirectory } from '../../proxy/ingress-types.ts'
 import type { Runtime } from '../../runtime/runtime.ts'
 import type { Store } from '../../store/store.ts'
+import type { OutboundRules } from '../outbound.ts'
 import type { ConfigCache } from './directory.ts'
 import type { Life } from './life.ts'
 import type { Registry } from './registry.ts'
@@ -11,6 +12,7 @@ export interface PublicDirectoryDeps {
   runtime: Runtime
   registry: Registry
   configs: ConfigCache
+  outbound: Pick<OutboundRules, 'filterOf'>
   /** Ids of computers that are on their way out: they are not found any more. */
   deleting: ReadonlySet<string>
 }
@@ -21,6 +23,7 @@ export function createPublicDirectory({
   runtime,
   registry,
   configs,
+  outbound,
   deleting,
 }: PublicDirectoryDeps): PublicDirectory {
   return {
@@ -37,6 +40,7 @@ export function createPublicDirectory({
         begin: () => life.activity.begin(() => life.ladder.touch()),
       } satisfies PublicComputer
     },
+    mayReach: (address, host) => outbound.filterOf(address)?.allows(host) ?? true,
   }
 }
 
