@@ -31,7 +31,7 @@ const UDP_PAYLOAD = 1232
 /** The name that a query asks for, in lower case and without its last dot; null for what is no plain question for a name. */
 export function nameAsked(query: Uint8Array): string | null {
   if (((query[2] ?? 0) & OPCODE_MASK) !== 0 || question(query).length === 0) return null
-  const name = nameAt(query, HEADER_BYTES, { pointers: 0 })
+  const name = nameAt(bufferOf(query), HEADER_BYTES, { pointers: 0 })
   return name && name.text !== '' ? name.text : null
 }
 
@@ -58,7 +58,7 @@ export function blocked(query: Uint8Array): Uint8Array {
  */
 export function leadsOf(name: string, reply: Uint8Array): { address: number; ttlSeconds: number }[] {
   if (((reply[3] ?? 0) & RCODE_MASK) !== 0) return []
-  const records = recordsOf(reply)
+  const records = recordsOf(bufferOf(reply))
   const leads: { address: number; ttlSeconds: number }[] = []
   const reached = new Set<string>()
   let [current, ttl]: [string | undefined, number] = [name, Number.POSITIVE_INFINITY]
@@ -84,7 +84,7 @@ interface AnswerRecord {
 }
 
 /** The A and CNAME records of the answer section, as far as it can be read and is not longer than it makes sense. */
-function recordsOf(reply: Uint8Array): AnswerRecord[] {
+function recordsOf(reply: Buffer): AnswerRecord[] {
   const records: AnswerRecord[] = []
   const known = new Map<number, Name>()
   let at = HEADER_BYTES
@@ -127,7 +127,7 @@ interface Name {
  * @param pointers how many may be followed (RFC 1035 §4.1.4) @param known what pointers of this message led to before
  */
 function nameAt(
-  message: Uint8Array,
+  message: Buffer,
   at: number,
   { pointers = MAX_NAME_BYTES, known = new Map() }: { pointers?: number; known?: Map<number, Name> },
 ): Name | null {
@@ -149,13 +149,13 @@ function nameAt(
     }
     bytes += length + 1
     if (length > MAX_LABEL_BYTES || bytes > MAX_NAME_BYTES || at + 1 + length > message.length) return null
-    const label = Buffer.from(message.subarray(at + 1, at + 1 + length))
-      .toString('latin1')
-      .toLowerCase()
+    const label = message.toString('latin1', at + 1, at + 1 + length).toLowerCase()
     labels.push(LABEL.test(label) ? label : '?')
     at += 1 + length
   }
 }
+
+const bufferOf = ({ buffer, byteOffset, length }: Uint8Array): Buffer => Buffer.from(buffer, byteOffset, length)
 
 const uint16 = (bytes: Uint8Array, at: number): number => (bytes[at] ?? 0) * 256 + (bytes[at + 1] ?? 0)
 

@@ -1,4 +1,5 @@
 import { OrbError } from '../errors.ts'
+import { log } from '../log.ts'
 import type { Answer, AnswerConsumer } from './answer.ts'
 import { errorAnswer } from './error-answer.ts'
 import { Exchange, type ExchangeOptions } from './exchange.ts'
@@ -231,18 +232,17 @@ export class Turn implements AnswerConsumer {
 
   private holdFor(gate: Promise<void>): void {
     this.waitsForGate = true
-    gate.then(
-      () => {
+    gate
+      .finally(() => {
         this.waitsForGate = false
-        this.pump()
-      },
-      () => {
-        this.waitsForGate = false
+      })
+      .then(() => this.pump())
+      .catch((error) => {
+        if (!(error instanceof OrbError)) log('error', 'llm answer failed', { computer: this.peer.computerId, error })
         if (this.isOver) return
         this.abandon(true)
         this.io.over('abort', null)
-      },
-    )
+      })
   }
 
   /** The next bytes for the agent, or null where there are none yet. Sets `final` with the last ones. */
