@@ -207,7 +207,7 @@ export class Checkpoints {
     // A tree that a failure left alive would be there twice.
     await killLeaf(this.cgroups, name, 'agent')
     const { connections, emptyShm } = readNotes(dir)
-    const putBack = prepareOpenFiles(this.layers(spec), dir, image)
+    const putBack = await prepareOpenFiles(this.layers(spec), dir, image)
     try {
       this.network.expectApps(spec.shortId, true)
       this.network.outbound.resume(spec.slot)

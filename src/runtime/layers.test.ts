@@ -1,5 +1,5 @@
 import { expect, setDefaultTimeout, test } from 'bun:test'
-import { existsSync, mkdirSync, readdirSync, statSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { allHeld, shell, startRuntime } from '../../test/support/runtime.ts'
 import { newLayerName, onLayer, splitBase } from './layers.ts'
@@ -122,6 +122,46 @@ test('an agent on a layer sleeps and wakes, also in a computer that was made ane
   await sleep('3')
   await shell(runtime, computer, 'rm /agent/code/dep/old/file; echo other > /agent/code/dep/old/file')
   await wake('3')
+})
+
+/** Holds a file open that its layer has under another name: it moved the directory itself. */
+const MOVER = `
+  const fs = require('node:fs')
+  fs.renameSync('/d2', '/old')
+  fs.renameSync('/real', '/d2')
+  const open = fs.openSync('/d2/f')
+  const bytes = Buffer.alloc(100)
+  setInterval(() => {
+    fs.writeFileSync('/agent/data/part', bytes.subarray(0, fs.readSync(open, bytes, 0, bytes.length, 0)))
+    fs.renameSync('/agent/data/part', '/agent/data/beat')
+  }, 20)
+`
+
+test('an agent is lent no file of the server that a link in its layer names', async () => {
+  await using host = await startRuntime()
+  const { runtime } = host
+  const secret = join(host.dataDir, 'secret')
+  writeFileSync(secret, 'of the server\n')
+  const built = await host.computer()
+  await shell(runtime, built, `mkdir /real /d2; echo its own > /real/f; ln -s ${secret} /d2/f`)
+  const layer = newLayerName()
+  await runtime.makeLayer(built, layer, never)
+  const computer = await host.computer({ base: onLayer(runtime.base.name, layer) })
+  const read = async () => {
+    const wait = 'cd /agent/data; rm -f beat; for i in $(seq 500); do [ -e beat ] && cat beat && exit; sleep 0.02; done'
+    return (await shell(runtime, computer, wait)).stdout
+  }
+  await runtime.spawnAgent(computer, {
+    argv: ['node', '-e', MOVER],
+    env: { PATH: '/usr/bin:/bin' },
+    cwd: '/agent/code',
+  })
+  expect(await read()).toBe('its own\n')
+  await runtime.freezeAgent(computer)
+  await runtime.checkpoints.dump(computer, '1')
+  await runtime.checkpoints.restore(computer, '1', false, allHeld)
+  expect(await read()).toBe('its own\n')
+  expect(await runtime.checkpoints.drained(computer)).toBe(true)
 })
 
 test('a layer that was given up, or that nobody stands on, is gone', async () => {

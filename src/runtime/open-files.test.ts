@@ -110,7 +110,7 @@ describe('while an agent sleeps', () => {
     await sleep()
     await sh('cp read other && mv other read')
     const layers = { paths: orb.runtime.paths(computer), base: orb.runtime.base }
-    const tidyUp = prepareOpenFiles(layers, orb.runtime.checkpoints.imageDir(computer, IMAGE), IMAGE)
+    const tidyUp = await prepareOpenFiles(layers, orb.runtime.checkpoints.imageDir(computer, IMAGE), IMAGE)
     const [lent] = readdirSync(rootfs()).filter((name) => name.startsWith('.orb-held'))
     await sh(`rm /${lent} && mkdir -p /${lent}/mine`)
     tidyUp()

@@ -11,7 +11,7 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs'
-import { rm } from 'node:fs/promises'
+import { copyFile, rm } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { z } from 'zod'
 import { log } from '../log.ts'
@@ -92,8 +92,8 @@ function entryOf(layers: Layers, { id, path, mode, size }: NamedFile, heldFd: nu
   const layer = layerOf(layers, path)
   const own = look(layer.upper, layer.path, (fd) => linkFd(fd, heldFd, String(id)))
   if (own) return { id, path, mode, size, base: null }
-  const lower = lookBelow(layer)
-  return lower && { id, path, mode, size, base: { size: lower.stat.size, mtimeMs: lower.stat.mtimeMs } }
+  const lower = lookBelow(layer)?.stat
+  return lower ? { id, path, mode, size, base: { size: lower.size, mtimeMs: lower.mtimeMs } } : null
 }
 
 /** Undoes what `prepareOpenFiles` did to the computer's root, as far as it is still there. Never throws: the agent runs by then. */
@@ -103,7 +103,7 @@ export type TidyUp = () => void
  * Sees to it that criu finds every file that the agent has open, or has it told another name.
  * @throws ImageError naming the file that cannot be had any more
  */
-export function prepareOpenFiles(layers: Layers, dir: string, image: string): TidyUp {
+export async function prepareOpenFiles(layers: Layers, dir: string, image: string): Promise<TidyUp> {
   const notes = readNotes(dir)
   if (notes === null) return () => undefined
   const { paths } = layers
@@ -119,7 +119,7 @@ export function prepareOpenFiles(layers: Layers, dir: string, image: string): Ti
     const gone = notes.watched.filter((path) => look(root, path, undefined, LOOK_FOLLOWING) === null)
     const fixes = new Map<number, Fix>()
     for (const entry of notes.files) {
-      const fix = fixFor(layers, entry, image, root, made)
+      const fix = await fixFor(layers, entry, image, root, made)
       if (!fix) continue
       fixes.set(entry.id, fix)
       if (fix.path !== undefined) lent.push(fix.path)
@@ -134,7 +134,7 @@ export function prepareOpenFiles(layers: Layers, dir: string, image: string): Ti
   }
 }
 
-function fixFor(layers: Layers, entry: Entry, image: string, root: number, made: string[]): Fix | null {
+async function fixFor(layers: Layers, entry: Entry, image: string, root: number, made: string[]): Promise<Fix | null> {
   const { path, mode, base } = entry
   if ((mode & TYPE_MASK) === DIRECTORY) {
     const there = look(root, path)
@@ -163,29 +163,42 @@ function fixForOwn({ paths, base }: Layers, entry: Entry, image: string): Fix | 
 }
 
 /** A program or library that a command replaced in the computer is still there below; one that the server lost is not. */
-function fixForBase(
+async function fixForBase(
   layers: Layers,
   entry: Entry,
   base: NonNullable<Entry['base']>,
   image: string,
   root: number,
-): Fix | null {
+): Promise<Fix | null> {
   const same = (stat: Stat | null) => stat !== null && stat.size === base.size && stat.mtimeMs === base.mtimeMs
   const now = look(root, entry.path)
   if (same(now)) return now && agrees(now, entry) ? null : {}
   const layer = layerOf(layers, entry.path)
-  const lower = lookBelow(layer)
-  if (lower === null || !same(lower.stat)) {
-    throw new ImageError(
-      `${entry.path}, which the agent uses, has changed on the server since it went to sleep: ` +
-        'bring back the version that was there, or start the agent anew',
-    )
+  const lower = openBelow(layer)
+  try {
+    if (lower === null || !same(lower.stat)) {
+      throw new ImageError(
+        `${entry.path}, which the agent uses, has changed on the server since it went to sleep: ` +
+          'bring back the version that was there, or start the agent anew',
+      )
+    }
+    const name = lentName(image, entry.id)
+    await lend(lower.fd, join(layers.paths.rootfs, name))
+    return { path: `/${name}` }
+  } finally {
+    if (lower) closeSync(lower.fd)
   }
-  const name = lentName(image, entry.id)
-  const copy = join(layers.paths.rootfs, name)
+}
+
+/** Copies an open file, without keeping orb's thread meanwhile. */
+async function lend(fd: number, copy: string): Promise<void> {
   rmSync(copy, { force: true })
-  copyFileSync(join(lower.dir, layer.path), copy, constants.COPYFILE_EXCL)
-  return { path: `/${name}` }
+  try {
+    await copyFile(`/proc/self/fd/${fd}`, copy, constants.COPYFILE_EXCL)
+  } catch (thrown) {
+    rmSync(copy, { force: true })
+    throw thrown
+  }
 }
 
 const lentName = (image: string, id: number): string => `${LENT_PREFIX}${image}-${id}`
@@ -272,13 +285,32 @@ function layerOf({ paths, base }: Layers, path: string): Place {
   return { upper: join(paths.mount, 'root'), lowers: lowersOf(base, 'root'), path: path.slice(1) }
 }
 
-/** The file that is seen where the disk has none, and the directory that has it. */
+/**
+ * The regular file that is seen where the disk has none, and the directory that has it. Nothing else counts: a layer is
+ * what a tenant has written, and a directory that was moved there is not the one of that name below.
+ */
 function lookBelow({ lowers, path }: Place): { stat: Stat; dir: string } | null {
   for (const dir of lowers) {
     const stat = look(dir, path)
-    if (stat) return { stat, dir }
+    if (stat) return stat.kind === 'file' ? { stat, dir } : null
   }
   return null
+}
+
+/** Opens what `lookBelow` finds, for reading; no link of a layer leads out of it. The caller closes it. */
+function openBelow(place: Place): { stat: Stat; fd: number } | null {
+  const dir = lookBelow(place)?.dir
+  if (dir === undefined) return null
+  const root = openSync(dir, constants.O_RDONLY | constants.O_DIRECTORY)
+  try {
+    const fd = openInRoot(root, place.path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
+    const stat = statat(fd, '')
+    if (stat.kind === 'file') return { stat, fd }
+    closeSync(fd)
+    return null
+  } finally {
+    closeSync(root)
+  }
 }
 
 /** What lies at `path` below a directory, or null; no link leads out of it. */

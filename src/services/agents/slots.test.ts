@@ -1,4 +1,4 @@
-import { expect, test } from 'bun:test'
+import { expect, jest, test } from 'bun:test'
 import { Slots } from './slots.ts'
 
 /** Runs pieces of work that end when they are told to, and tells which have begun. */
@@ -104,6 +104,46 @@ test('dumps that nobody asked for come last, and wait while they are held', asyn
   end('unasked 1')
   end('unasked 2')
   expect(await Promise.all(all)).toEqual(['unasked 1', 'unasked 2', 'asked'])
+})
+
+test('dumps are held for no more than 15 s of any minute, however many ask for it', async () => {
+  jest.useFakeTimers()
+  try {
+    const slots = new Slots(1)
+    const nobodys = new AbortController().signal
+    const begun: string[] = []
+    const add = (name: string) => slots.run('dump', async () => void begun.push(name), nobodys)
+    const settle = async () => {
+      for (let turn = 0; turn < 10; turn++) await Promise.resolve()
+      return begun.splice(0)
+    }
+    const first = slots.holdUnasked()
+    jest.advanceTimersByTime(10_000)
+    first()
+    jest.advanceTimersByTime(20_000)
+    // 5 s are left.
+    const second = slots.holdUnasked()
+    void add('second')
+    jest.advanceTimersByTime(4_999)
+    expect(await settle()).toEqual([])
+    jest.advanceTimersByTime(1)
+    expect(await settle()).toEqual(['second'])
+    const third = slots.holdUnasked()
+    void add('third')
+    expect(await settle()).toEqual(['third'])
+    second()
+    third()
+    // The first hold is 60 s ago.
+    jest.advanceTimersByTime(35_000)
+    const fourth = slots.holdUnasked()
+    void add('fourth')
+    jest.advanceTimersByTime(9_999)
+    expect(await settle()).toEqual([])
+    fourth()
+    expect(await settle()).toEqual(['fourth'])
+  } finally {
+    jest.useRealTimers()
+  }
 })
 
 test('work that has begun is not undone', async () => {

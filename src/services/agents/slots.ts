@@ -4,6 +4,10 @@ type Lane = Kind | 'unasked'
 
 const LANES = ['restore', 'dump', 'unasked'] as const
 
+/** Dumps that nobody asked for are held up for no more than `LONGEST_HOLD_MS` within any `HOLD_WINDOW_MS`, whoever asks for it: others go without memory. */
+const LONGEST_HOLD_MS = 15_000
+const HOLD_WINDOW_MS = 60_000
+
 /**
  * Dumps and restores at once: one per core (Orb Cloud contract §20), restores first, dumps that nobody has asked for last.
  * Somebody waits for a restore, hardly anybody for a dump: where there are several places, dumps never take the last one.
@@ -12,7 +16,9 @@ export class Slots {
   private free: number
   private freeForDumps: number
   private readonly waiting: Record<Lane, (() => void)[]> = { restore: [], dump: [], unasked: [] }
-  private holds = 0
+  private holders = 0
+  private hold: { began: number; timer: NodeJS.Timeout } | null = null
+  private pastHolds: { began: number; ended: number }[] = []
 
   constructor(cores: number) {
     this.free = Math.max(1, cores)
@@ -33,21 +39,42 @@ export class Slots {
     }
   }
 
-  /** Dumps that nobody has asked for do not begin until the returned function is called: somebody needs the processors. */
+  /**
+   * Dumps that nobody has asked for do not begin until the returned function is called, or 15 s of a minute are over:
+   * somebody needs the processors.
+   */
   holdUnasked(): () => void {
-    this.holds++
+    this.holders++
+    if (!this.hold) this.beginHold()
     let held = true
     return () => {
       if (!held) return
       held = false
-      this.holds--
-      this.admitAll()
+      this.holders--
+      if (this.holders === 0) this.endHold()
     }
+  }
+
+  private beginHold(): void {
+    const began = Date.now()
+    const since = began - HOLD_WINDOW_MS
+    this.pastHolds = this.pastHolds.filter((past) => past.ended > since)
+    const spent = this.pastHolds.reduce((sum, past) => sum + past.ended - Math.max(past.began, since), 0)
+    if (spent >= LONGEST_HOLD_MS) return
+    this.hold = { began, timer: setTimeout(() => this.endHold(), LONGEST_HOLD_MS - spent) }
+  }
+
+  private endHold(): void {
+    if (!this.hold) return
+    clearTimeout(this.hold.timer)
+    this.pastHolds.push({ began: this.hold.began, ended: Date.now() })
+    this.hold = null
+    this.admitAll()
   }
 
   private isFree(lane: Lane): boolean {
     if (this.free === 0 || (lane !== 'restore' && this.freeForDumps === 0)) return false
-    return lane !== 'unasked' || this.holds === 0
+    return lane !== 'unasked' || this.hold === null
   }
 
   private take(kind: Kind): void {

@@ -11,6 +11,7 @@ import type { Builds } from '../builds/builds.ts'
 import { creationError } from '../computers.ts'
 import type { OrbConfig } from '../orb-toml.ts'
 import type { FailedReplica, SwarmProgress } from '../types.ts'
+import type { Places } from './places.ts'
 
 export interface MakingDeps {
   store: Pick<Store, 'computers' | 'swarms' | 'transaction'>
@@ -21,8 +22,8 @@ export interface MakingDeps {
   computers: { bringUp(computer: ComputerRow): Promise<void> }
   builds: Pick<Builds, 'buildFor' | 'share'>
   agents: { redeploy(computerId: string, sent?: Record<string, string>): Promise<void> }
-  /** Replicas that are brought up and deployed at once, those of all swarms. */
-  slots: Slots
+  /** Replicas that are brought up and deployed at once, those of all swarms, by organisation. */
+  places: Places
   /** Dumps and restores. */
   sleeps: Pick<Slots, 'holdUnasked'>
   /** Ids of computers that wait for a build that another does for them. */
@@ -38,9 +39,6 @@ export interface Order {
   sent: Record<string, string> | undefined
   watch(progress: SwarmProgress): void
 }
-
-/** Agents that wait for their LLM stay in memory no longer than this for the sake of a swarm that is being made. */
-const LONGEST_HOLD_MS = 15_000
 
 /** What went wrong with a replica, with a message for the user. */
 class ReplicaFailure extends Error {
@@ -84,11 +82,9 @@ export class Making {
     const ready = source || build ? await this.buildOnce() : this.members
     // The first would fall asleep while the last are not up yet.
     const endHold = this.deps.sleeps.holdUnasked()
-    const timer = setTimeout(endHold, LONGEST_HOLD_MS)
     try {
-      await Promise.all(ready.map((member) => this.deps.slots.run('restore', () => this.deploy(member))))
+      await Promise.all(ready.map((member) => this.deploy(member)))
     } finally {
-      clearTimeout(timer)
       endHold()
     }
     // Some that had started may have ended while others were made.
@@ -166,21 +162,28 @@ export class Making {
   }
 
   private async deploy(member: ComputerRow): Promise<void> {
-    try {
+    const inPlace = (work: () => Promise<void>) => this.deps.places.run(this.order.swarm.orgId, work)
+    let otherwise: ReplicaError = 'create_failed'
+    const bringUp = async () => {
       await this.bringUp(member)
-    } catch (thrown) {
-      this.fail(member, 'create_failed', thrown)
-      return
+      otherwise = 'deploy_failed'
     }
     try {
-      if (this.buildsItself.has(member.id)) await this.build(member, 0)
-      this.checkGoesOn()
-      await this.deps.agents.redeploy(member.id, this.order.sent)
-      this.checkRuns(member)
-      this.started.add(member)
-      this.tell('deployed', member, 'deployed')
+      if (this.buildsItself.has(member.id)) {
+        await inPlace(bringUp)
+        // For as long as its steps take, which must not keep a place from others.
+        await this.build(member, 0)
+      }
+      await inPlace(async () => {
+        await bringUp()
+        this.checkGoesOn()
+        await this.deps.agents.redeploy(member.id, this.order.sent)
+        this.checkRuns(member)
+        this.started.add(member)
+        this.tell('deployed', member, 'deployed')
+      })
     } catch (thrown) {
-      this.fail(member, 'deploy_failed', thrown)
+      this.fail(member, otherwise, thrown)
     }
   }
 

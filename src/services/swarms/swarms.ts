@@ -6,7 +6,6 @@ import type { Store } from '../../store/store.ts'
 import type { ComputerRow, SwarmRow } from '../../store/types.ts'
 import { isoTime } from '../../time.ts'
 import type { Registry } from '../agents/registry.ts'
-import { Slots } from '../agents/slots.ts'
 import type { Builds } from '../builds/builds.ts'
 import type { Computers } from '../computers.ts'
 import { MAX_CONFIG_BYTES } from '../configs.ts'
@@ -24,6 +23,7 @@ import type {
   SwarmView,
 } from '../types.ts'
 import { Making, type MakingDeps } from './making.ts'
+import { Places } from './places.ts'
 
 export interface SwarmsDeps {
   store: Pick<Store, 'computers' | 'configs' | 'ports' | 'swarms' | 'agents' | 'transaction'>
@@ -60,8 +60,8 @@ export function createSwarms(deps: SwarmsDeps): Swarms {
   const { store, computers } = deps
   const makings = new Map<string, { making: Making; over: Promise<void> }>()
   const removals = new Map<string, Promise<RemovedSwarm>>()
-  const makingDeps: MakingDeps = { ...deps, slots: new Slots(REPLICAS_AT_ONCE) }
-  const removalSlots = new Slots(REPLICAS_AT_ONCE)
+  const makingDeps: MakingDeps = { ...deps, places: new Places(REPLICAS_AT_ONCE) }
+  const removalPlaces = new Places(REPLICAS_AT_ONCE)
   let stopped = false
 
   function find(who: Principal, id: string): SwarmRow {
@@ -165,7 +165,7 @@ export function createSwarms(deps: SwarmsDeps): Swarms {
         })
       }
     }
-    await Promise.all(members.map((computer) => removalSlots.run('restore', () => remove(computer))))
+    await Promise.all(members.map((computer) => removalPlaces.run(swarm.orgId, () => remove(computer))))
     if (result.failed.length === 0) store.swarms.remove(swarm.id)
     return result
   }
