@@ -120,6 +120,25 @@ describe('while an agent sleeps', () => {
     expect(await look()).toMatchObject({ count: 2, read: 'bbbb' })
   })
 
+  test('a large file of the base that is gone is lent from there, and orb does other things meanwhile', async () => {
+    const argv = ['bash', '-c', 'exec 5</usr/bin/node; touch /agent/data/open; sleep 1000']
+    await orb.runtime.spawnAgent(computer, { argv, env: { PATH: '/usr/bin' }, cwd: '/' })
+    await sh('until [ -e /agent/data/open ]; do sleep 0.02; done')
+    await sleep()
+    await sh('rm /usr/bin/node')
+    const layers = { paths: orb.runtime.paths(computer), base: orb.runtime.base }
+    let others = 0
+    const other = setInterval(() => others++)
+    const tidyUp = await prepareOpenFiles(layers, orb.runtime.checkpoints.imageDir(computer, IMAGE), IMAGE)
+    clearInterval(other)
+    expect(others).toBeGreaterThan(0)
+    const [lent] = readdirSync(rootfs()).filter((name) => name.startsWith('.orb-held'))
+    expect(readFileSync(join(rootfs(), lent ?? '')).equals(readFileSync('/usr/bin/node'))).toBe(true)
+    tidyUp()
+    expect(readdirSync(rootfs()).filter((name) => name.startsWith('.orb-held'))).toEqual([])
+    await wake()
+  })
+
   test('a file that is left alone is the one that it had', async () => {
     await startAgent()
     await sleep()

@@ -4,7 +4,7 @@ type Lane = Kind | 'unasked'
 
 const LANES = ['restore', 'dump', 'unasked'] as const
 
-/** Dumps that nobody asked for are held up for no more than `LONGEST_HOLD_MS` within any `HOLD_WINDOW_MS`, whoever asks for it: others go without memory. */
+/** How long dumps that nobody has asked for are held up within any `HOLD_WINDOW_MS`: others need the memory. */
 const LONGEST_HOLD_MS = 15_000
 const HOLD_WINDOW_MS = 60_000
 
@@ -56,7 +56,7 @@ export class Slots {
   }
 
   private beginHold(): void {
-    const began = Date.now()
+    const began = performance.now()
     const since = began - HOLD_WINDOW_MS
     this.pastHolds = this.pastHolds.filter((past) => past.ended > since)
     const spent = this.pastHolds.reduce((sum, past) => sum + past.ended - Math.max(past.began, since), 0)
@@ -67,7 +67,7 @@ export class Slots {
   private endHold(): void {
     if (!this.hold) return
     clearTimeout(this.hold.timer)
-    this.pastHolds.push({ began: this.hold.began, ended: Date.now() })
+    this.pastHolds.push({ began: this.hold.began, ended: performance.now() })
     this.hold = null
     this.admitAll()
   }
