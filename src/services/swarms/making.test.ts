@@ -45,14 +45,65 @@ function reserve(orgId: string, replicas: number): { swarm: SwarmRow; members: C
   return { swarm, members }
 }
 
+/** A server on which everything goes well, but for what `more` says. */
+const depsOf = (more: Partial<MakingDeps>): MakingDeps => ({
+  store,
+  deleting: new Set(),
+  runtime: {
+    isMade: () => false,
+    makeLayer: async () => undefined,
+    paths: ({ id }) => computerPaths(dataPaths(dir), id),
+  },
+  registry: { of: () => ({ row: () => null }) as unknown as Life, setBase: () => undefined },
+  computers: { bringUp: async () => undefined },
+  builds: { buildFor: async ({ id }) => ({ ...emptyView(id, 'build'), success: true }), share: () => undefined },
+  agents: { redeploy: async () => undefined },
+  places: new Places(2),
+  sleeps: new Slots(1),
+  awaitingBuild: new Set(),
+  newLayers: new Set(),
+  ...more,
+})
+
+function make(deps: MakingDeps, orgId: string, replicas: number, orbConfig: object) {
+  const { swarm, members } = reserve(orgId, replicas)
+  const { config } = parseInline(orbConfig, () => false)
+  return { making: new Making(deps, { swarm, config, sent: undefined, watch: () => undefined }, members), members }
+}
+
+test('a replica that is deleted during the build is the only one that fails', async () => {
+  let deleted = ''
+  const based: string[] = []
+  const deps = depsOf({
+    registry: {
+      of: () => ({ row: () => null }) as unknown as Life,
+      setBase: ({ id }) => void based.push(id),
+    },
+    builds: {
+      buildFor: async ({ id }) => {
+        store.computers.remove(deleted)
+        return { ...emptyView(id, 'build'), success: true }
+      },
+      // Its row refers to that of the computer.
+      share(_, { id }) {
+        if (!store.computers.get(id)) throw new Error('FOREIGN KEY constraint failed')
+      },
+    },
+  })
+  const { making, members } = make(deps, 'one', 4, { agent: AGENT, build: { steps: ['true'] } })
+  deleted = members[2]?.id ?? ''
+  await making.run()
+  expect(making.deployed).toBe(3)
+  expect(making.failed).toMatchObject([{ replica_index: 2, error: 'create_failed', computer_id: deleted }])
+  expect(based.sort()).toEqual([members[1]?.id, members[3]?.id].sort() as string[])
+})
+
 test('replicas that build for themselves keep no place from others', async () => {
   const builds = Promise.withResolvers<void>()
   const building: string[] = []
   const deployed: string[] = []
   let isMade = false
-  const deps: MakingDeps = {
-    store,
-    deleting: new Set(),
+  const deps = depsOf({
     runtime: {
       // Somebody uses the replicas before there is a layer for them.
       isMade: () => isMade,
@@ -61,8 +112,6 @@ test('replicas that build for themselves keep no place from others', async () =>
       },
       paths: ({ id }) => computerPaths(dataPaths(dir), id),
     },
-    registry: { of: () => ({ row: () => null }) as unknown as Life, setBase: () => undefined },
-    computers: { bringUp: async () => undefined },
     builds: {
       buildFor: async ({ id }) => {
         building.push(id)
@@ -72,21 +121,12 @@ test('replicas that build for themselves keep no place from others', async () =>
       share: () => undefined,
     },
     agents: { redeploy: async (id) => void deployed.push(id) },
-    places: new Places(2),
-    sleeps: new Slots(1),
-    awaitingBuild: new Set(),
-    newLayers: new Set(),
-  }
-  const make = (orgId: string, replicas: number, orbConfig: object) => {
-    const { swarm, members } = reserve(orgId, replicas)
-    const { config } = parseInline(orbConfig, () => false)
-    return new Making(deps, { swarm, config, sent: undefined, watch: () => undefined }, members)
-  }
-  const slow = make('one', 4, { agent: AGENT, build: { steps: ['sleep 1000'] } })
+  })
+  const { making: slow } = make(deps, 'one', 4, { agent: AGENT, build: { steps: ['sleep 1000'] } })
   const slowOver = slow.run()
   while (building.length < 4) await Bun.sleep(1)
 
-  const other = make('other', 3, { agent: AGENT })
+  const { making: other } = make(deps, 'other', 3, { agent: AGENT })
   await other.run()
   expect([other.deployed, other.failed]).toEqual([3, []])
   expect(slow.deployed).toBe(1)

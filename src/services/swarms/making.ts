@@ -147,14 +147,16 @@ export class Making {
     newLayers.add(layer)
     try {
       await runtime.makeLayer(builder, layer, this.end.signal)
+      // One that was deleted meanwhile is found out when it is to be brought up.
+      const there = others.filter((member) => this.exists(member))
       store.transaction(() => {
-        for (const member of others) {
+        for (const member of there) {
           if (runtime.isMade(member)) this.buildsItself.add(member.id)
           else store.computers.setBase(member.id, base)
           if (!this.buildsItself.has(member.id)) builds.share(builder, member)
         }
       })
-      for (const member of others) if (!this.buildsItself.has(member.id)) registry.setBase(member, base)
+      for (const member of there) if (!this.buildsItself.has(member.id)) registry.setBase(member, base)
     } finally {
       newLayers.delete(layer)
     }
