@@ -188,6 +188,13 @@ function flagValue(argv: string[], flag: string): string | null {
 const without = (argv: string[], flags: string[]): string[] =>
   argv.filter((word, index) => !flags.includes(word) && !flags.includes(argv[index - 1] ?? ''))
 
+// Bun goes on after these while main runs, and so do the other tenants' agents: one callback's failure does not stop them.
+for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
+  process.on(event, (thrown: unknown) => {
+    log('error', 'not caught', { event, error: thrown instanceof Error ? thrown.stack : thrown })
+  })
+}
+
 try {
   process.exitCode = await main(process.argv.slice(2))
 } catch (thrown) {

@@ -1,5 +1,6 @@
 import type { ServerWebSocket, WebSocketHandler } from 'bun'
 import { z } from 'zod'
+import { log } from '../log.ts'
 import type { TerminalClient, TerminalVisit } from '../services/types.ts'
 import { KeepAlive } from './keep-alive.ts'
 
@@ -9,6 +10,7 @@ const MAX_FRAME_BYTES = 1024 * 1024
 const GOING_AWAY = 1001
 /** A client that does not answer a close is cut off after this. */
 const CLOSE_MS = 3_000
+const INTERNAL_ERROR = 1011
 const SERVICE_RESTART = 1012
 
 export const TERMINAL_SIZE_LIMIT = 1000
@@ -73,14 +75,16 @@ export function createTerminalSockets(): TerminalSockets {
           ws.terminate()
         },
       })
-      ws.data.visit.attach(clientOf(ws))
+      guard(ws, () => ws.data.visit.attach(clientOf(ws)))
     },
     message(ws, frame) {
-      const message = readMessage(frame)
-      if (message?.kind === 'input') ws.data.visit.type(message.bytes)
-      else if (message) ws.data.visit.resize(message)
+      guard(ws, () => {
+        const message = readMessage(frame)
+        if (message?.kind === 'input') ws.data.visit.type(message.bytes)
+        else if (message) ws.data.visit.resize(message)
+      })
     },
-    drain: (ws) => ws.data.visit.drained(),
+    drain: (ws) => guard(ws, () => ws.data.visit.drained()),
     pong: (ws) => ws.data.keepAlive?.pong(),
     close(ws) {
       open.delete(ws)
@@ -93,6 +97,16 @@ export function createTerminalSockets(): TerminalSockets {
     close() {
       for (const ws of [...open]) ws.close(SERVICE_RESTART, 'the server is stopping')
     },
+  }
+}
+
+/** What fails for one client is the end of that client alone. */
+function guard(ws: ServerWebSocket<SocketData>, act: () => void): void {
+  try {
+    act()
+  } catch (thrown) {
+    log('error', 'a terminal failed', { error: thrown instanceof Error ? thrown.stack : thrown })
+    clientOf(ws).close(INTERNAL_ERROR, 'internal error')
   }
 }
 

@@ -94,7 +94,7 @@ export function startTestApi(env: Record<string, string> = {}, overrides: Partia
   return { running, calls, followed }
 }
 
-/** A terminal that shows what is typed, and closes with the words that follow `close`. */
+/** A terminal that shows what is typed, and closes with the words that follow `close`, throws at `fail`. */
 function echo(note: (name: string, ...args: unknown[]) => void): TerminalVisit {
   let client: TerminalClient | null = null
   return {
@@ -104,6 +104,7 @@ function echo(note: (name: string, ...args: unknown[]) => void): TerminalVisit {
     },
     type(bytes) {
       const text = Buffer.from(bytes).toString()
+      if (text === 'fail') throw new Error('as it was told')
       const [, code, reason = ''] = /^close (\d+) (.*)$/.exec(text) ?? []
       if (code) client?.close(Number(code), reason)
       else client?.show(text)

@@ -265,7 +265,8 @@ const SOCK_STREAM = 1
 const SOCK_SEQPACKET = 5
 const SOCK_NONBLOCK_CLOEXEC = 0o4000 | 0o2000000
 
-function socketPair(type: number): [number, number] {
+/** Two connected sockets, which do not block. */
+export function socketPair(type: number): [number, number] {
   const pair = new Uint8Array(8)
   sys(SYS_SOCKETPAIR, AF_UNIX, type | SOCK_NONBLOCK_CLOEXEC, 0, pair)
   const view = new DataView(pair.buffer)

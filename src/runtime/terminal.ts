@@ -8,6 +8,17 @@ declare module 'bun' {
   function connect<Data = undefined>(options: FdSocketOptions<Data>): Promise<Socket<Data>>
 }
 
+/** Input that waits is kept in blocks of this, so that single bytes cost no more than they are. */
+const BLOCK_BYTES = 64 * 1024
+/** A size that could not be passed on is tried again after this. */
+const RESIZE_AGAIN_MS = 50
+
+interface Block {
+  bytes: Uint8Array
+  start: number
+  end: number
+}
+
 /**
  * The other side of a terminal in a computer. orb-init stands between: it has the terminal, and a socket to here, so that
  * output which nobody takes stays where it is and the program that writes it has to wait, and so that the terminal is
@@ -23,7 +34,9 @@ export class Terminal {
   readonly problem: Promise<string>
   private socket: Socket<undefined> | null = null
   private readonly closed = Promise.withResolvers<void>()
-  private input: Uint8Array[] = []
+  private input: Block[] = []
+  /** The newest size, while orb-init has not read so many others that there is no room for it. */
+  private size: Size | null = null
   private paused = false
   private hungUp = false
   /** Bytes of input that the terminal has not taken yet. */
@@ -62,19 +75,15 @@ export class Terminal {
   /** What is typed. Kept here while the program does not read; see `waiting`. */
   write(bytes: Uint8Array): void {
     if (this.socket === null || this.hungUp || bytes.length === 0) return
-    this.input.push(bytes)
-    this.waiting += bytes.length
-    this.flush()
+    // While something waits the socket is full: its drain comes.
+    this.keep(this.waiting === 0 ? bytes.subarray(this.send(bytes)) : bytes)
   }
 
-  resize({ columns, rows }: Size): void {
+  resize(size: Size): void {
     if (this.socket === null || this.hungUp) return
-    try {
-      writeSync(this.sizes, new Uint16Array([columns, rows]))
-    } catch (thrown) {
-      // It ends, and a terminal that ends needs no size.
-      if (errnoCode(thrown) !== 'EPIPE' && errnoCode(thrown) !== 'ECONNRESET') throw thrown
-    }
+    const isTried = this.size !== null
+    this.size = size
+    if (!isTried) this.passSize()
   }
 
   /** Leaves output where it is, until `resume`. */
@@ -98,13 +107,49 @@ export class Terminal {
     this.socket?.terminate()
   }
 
+  private passSize(): void {
+    if (this.size === null || this.hungUp) return
+    try {
+      writeSync(this.sizes, new Uint16Array([this.size.columns, this.size.rows]))
+    } catch (thrown) {
+      const code = errnoCode(thrown)
+      if (code === 'EAGAIN') {
+        setTimeout(() => this.passSize(), RESIZE_AGAIN_MS).unref()
+        return
+      }
+      // It ends, and a terminal that ends needs no size.
+      if (code !== 'EPIPE' && code !== 'ECONNRESET') throw thrown
+    }
+    this.size = null
+  }
+
+  /** Returns how many bytes the socket took. */
+  private send(bytes: Uint8Array): number {
+    return Math.max(0, this.socket?.write(bytes) ?? 0)
+  }
+
+  private keep(bytes: Uint8Array): void {
+    this.waiting += bytes.length
+    for (let at = 0; at < bytes.length; ) {
+      let last = this.input.at(-1)
+      if (!last || last.end === BLOCK_BYTES) {
+        last = { bytes: new Uint8Array(BLOCK_BYTES), start: 0, end: 0 }
+        this.input.push(last)
+      }
+      const piece = bytes.subarray(at, at + BLOCK_BYTES - last.end)
+      last.bytes.set(piece, last.end)
+      last.end += piece.length
+      at += piece.length
+    }
+  }
+
   private flush(): void {
-    while (this.input.length > 0) {
-      const bytes = this.input.length === 1 ? this.input[0]! : Buffer.concat(this.input)
-      const taken = Math.max(0, this.socket?.write(bytes) ?? 0)
+    for (let first = this.input[0]; first; first = this.input[0]) {
+      const taken = this.send(first.bytes.subarray(first.start, first.end))
+      first.start += taken
       this.waiting -= taken
-      this.input = taken < bytes.length ? [bytes.subarray(taken)] : []
-      if (this.input.length > 0) return
+      if (first.start < first.end) return
+      this.input.shift()
     }
   }
 

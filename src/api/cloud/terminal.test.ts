@@ -112,6 +112,18 @@ test('a terminal that ends closes the socket with its code and reason', async ()
   expect(await socket.closed).toEqual({ code: 1000, reason: 'exit:7' })
 })
 
+test('a terminal that fails closes its own socket, no other', async () => {
+  const [bad, good] = [
+    await openSocket(`${api.running.url}${PATH}?key=${KEY}`),
+    await openSocket(`${api.running.url}${PATH}?key=${KEY}`),
+  ]
+  bad.send('fail')
+  expect(await bad.closed).toEqual({ code: 1011, reason: 'internal error' })
+  good.send('still here')
+  await good.shows('still here')
+  good.close()
+})
+
 test('a frame of 1 MiB passes, a longer one closes the socket', async () => {
   const socket = await openSocket(`${api.running.url}${PATH}?key=${KEY}`)
   const largest = 'x'.repeat(1024 * 1024)

@@ -1,3 +1,4 @@
+import { heapStats } from 'bun:jsc'
 import { expect, test } from 'bun:test'
 import { Scrollback } from './scrollback.ts'
 
@@ -30,4 +31,17 @@ test('forgets', () => {
   scrollback.add('abc')
   scrollback.clear()
   expect(scrollback.text()).toBe('')
+})
+
+test('single bytes are not a buffer each', () => {
+  const buffers = () => {
+    Bun.gc(true)
+    const counts = heapStats().objectTypeCounts
+    return (counts['Uint8Array'] ?? 0) + (counts['Buffer'] ?? 0)
+  }
+  const scrollback = new Scrollback(50_000)
+  const before = buffers()
+  for (let count = 0; count < 100_000; count++) scrollback.add('x')
+  expect(buffers() - before).toBeLessThan(1_000)
+  expect(scrollback.text()).toBe('x'.repeat(50_000))
 })

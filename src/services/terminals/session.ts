@@ -22,8 +22,8 @@ const EXIT_SETUP = 125
 /** Limits of the Orb Cloud contract §14.2. */
 const SCROLLBACK_BYTES = 256 * 1024
 const DETACHED_MS = 10 * 60_000
-/** Input that the programs have not read yet: several frames of the largest size. */
-const MAX_WAITING_BYTES = 8 * 1024 * 1024
+/** Input that the programs have not read yet: two frames of the largest size. */
+const MAX_WAITING_BYTES = 2 * 1024 * 1024
 
 export type Shell = Pick<Terminal, 'ended' | 'problem' | 'waiting' | 'write' | 'resize' | 'pause' | 'resume' | 'hangUp'>
 

@@ -195,7 +195,7 @@ test('a client that takes no more makes the shell wait', async () => {
 test('more input than the programs read closes the client', async () => {
   const { shells, connect } = setUp()
   const { client, visit } = await connect(UNNAMED)
-  shells[0]!.waiting = 8 * 1024 * 1024
+  shells[0]!.waiting = 2 * 1024 * 1024
   visit.type(Buffer.from('x'))
   expect(shells[0]?.typed).toBe('')
   expect(client.closed).toEqual([[1009, 'more input than the programs read']])
