@@ -12,7 +12,7 @@ const SOCK_SEQPACKET = 5
 async function line() {
   const [socket, input] = socketPair(SOCK_STREAM)
   const [sizes, sizesInside] = socketPair(SOCK_SEQPACKET)
-  const process = Bun.spawn(['true'], { stdio: ['ignore', 'ignore', 'pipe'] })
+  const process = Bun.spawn(['true'], { stdio: [0, 'ignore', 'pipe'] })
   const terminal = await Terminal.open({ process, socket, sizes }, () => undefined)
   return { terminal, input, sizesInside }
 }
