@@ -77,6 +77,8 @@ describe('a computer', () => {
     expect(remains(orb.runtime.paths(stray).dir, [objectName(stray)])).toEqual([])
     expect(existsSync(orb.runtime.paths(stray).disk)).toBe(true)
     await orb.runtime.markDeleted(stray)
+    // One that never came to have a directory.
+    await orb.runtime.markDeleted({ ...stray, id: crypto.randomUUID() })
     await orb.runtime.removeStrays(() => new Set([computer.id]))
     expect(existsSync(orb.runtime.paths(stray).dir)).toBe(false)
     expect(existsSync(orb.runtime.paths(computer).disk)).toBe(true)

@@ -132,6 +132,11 @@ outbound = ["API.example.com", "*.example.org", "1.2.3.4", "10.0.0.0/8", "fd00::
     expect(rawAgain).toEqual(raw)
   })
 
+  test('a list that was stored before there was a limit is still read', () => {
+    const stored = { agent: { name: 'a', lang: 'node', entry: 'a' }, network: { outbound: Array(300).fill('a.test') } }
+    expect(fromJson(JSON.stringify(stored)).network.outbound).toHaveLength(300)
+  })
+
   test.each([
     ['[backend]\nprovider = "google"', null, 'google'],
     ['[backend]\napi_base = "https://b.example.com"', 'https://b.example.com', 'custom'],

@@ -1,7 +1,8 @@
 import { describe, expect, test } from 'bun:test'
+import type { Store } from '../store/store.ts'
 import type { ComputerRow } from '../store/types.ts'
 import { type OrbConfig, parseInline } from './orb-toml.ts'
-import { createOutbound, policyOf } from './outbound.ts'
+import { createOutbound, policiesOf, policyOf } from './outbound.ts'
 
 const AGENT = { name: 'a', lang: 'node', entry: 'a.js' }
 const NOWHERE = 'https://llm.test/v1'
@@ -153,6 +154,44 @@ describe('in force is', () => {
     state.broken = false
     outbound.enforce(computer)
     expect(done).toEqual(['limit 7 0'])
+  })
+
+  test('nothing of a build whose rules the kernel did not take', () => {
+    const { outbound, state, allows } = setUp()
+    state.deployed = config(['old.test'])
+    outbound.enforce(computer)
+    state.broken = true
+    expect(() => outbound.duringBuild(computer, config(['new.test']))).toThrow('broken')
+    state.broken = false
+    outbound.enforce(computer)
+    expect(['old.test', 'new.test'].filter(allows)).toEqual(['old.test'])
+  })
+
+  test('nothing that keeps a computer from being deleted when the kernel refuses', () => {
+    const { outbound, state, allows } = setUp()
+    state.deployed = config([])
+    outbound.enforce(computer)
+    state.broken = true
+    outbound.forget(computer)
+    expect(allows('a.test')).toBe(true)
+  })
+
+  test('nothing where a stored configuration cannot be read, and of the others what they say', () => {
+    const slots = { unreadable: 1, readable: 2, open: 3 }
+    const configs = {
+      current({ id }: ComputerRow) {
+        if (id === 'unreadable') throw new Error('unreadable')
+        return id === 'readable' ? config(['a.test']) : config(null)
+      },
+    }
+    const store = {
+      configs: { mentioning: () => Object.keys(slots) },
+      computers: { get: (id: keyof typeof slots) => ({ ...computer, id, slot: slots[id] }) },
+    }
+    const policies = policiesOf(store as unknown as Pick<Store, 'computers' | 'configs'>, configs)
+    expect([...policies.keys()]).toEqual([1, 2])
+    expect([policies.get(1)?.allows('a.test'), policies.get(1)?.networks]).toEqual([false, []])
+    expect(policies.get(2)?.allows('a.test')).toBe(true)
   })
 
   test('nothing of a computer that is gone, whose address is another’s', () => {

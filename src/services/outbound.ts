@@ -71,7 +71,7 @@ const plainHost = (host: string): string => host.toLowerCase().replace(/\.$/, ''
 /** Policies of all computers that have one, by slot. Configurations that name no list are not even read. */
 export function policiesOf(
   store: Pick<Store, 'computers' | 'configs'>,
-  configs: ConfigCache,
+  configs: Pick<ConfigCache, 'current'>,
 ): Map<number, OutboundPolicy> {
   const candidates = new Set(store.configs.mentioning('"outbound"'))
   const found = [...candidates].flatMap((id): [number, OutboundPolicy][] => {
@@ -85,7 +85,7 @@ export function policiesOf(
 const NOTHING: OutboundPolicy = { networks: [], allows: () => false, key: '[]' }
 
 /** One computer's configuration that cannot be read must not keep the others from coming up: it may reach nothing. */
-function readPolicy(configs: ConfigCache, computer: ComputerRow): OutboundPolicy | null {
+function readPolicy(configs: Pick<ConfigCache, 'current'>, computer: ComputerRow): OutboundPolicy | null {
   try {
     return policyOf(baseOf(configs, computer))
   } catch (error) {
