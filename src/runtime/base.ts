@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
-import { constants, existsSync } from 'node:fs'
-import { cp, lstat, mkdir, readdir, readFile, rename, rm, stat, symlink, writeFile } from 'node:fs/promises'
+import { existsSync } from 'node:fs'
+import { chmod, lstat, mkdir, readdir, readFile, rename, rm, stat, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { run } from './command.ts'
 import { layerDir, splitBase } from './layers.ts'
@@ -241,11 +241,14 @@ async function makeOnce(dir: string, fill: (temp: string) => Promise<unknown>): 
 }
 
 async function fillHostBase(root: string): Promise<void> {
-  for (const [path, mode] of DIRECTORIES) await run(['install', '-d', '-m', mode.toString(8), join(root, path)])
+  for (const [path, mode] of DIRECTORIES) {
+    await mkdir(join(root, path))
+    await chmod(join(root, path), mode)
+  }
   for (const name of USR_LINKS) {
     if (existsSync(join('/usr', name))) await symlink(`usr/${name}`, join(root, name))
   }
-  for (const name of ETC_FROM_HOST) await copy(join('/etc', name), join(root, 'etc', name))
+  await copy('/etc', ETC_FROM_HOST, join(root, 'etc'))
   if (existsSync('/etc/ssl/certs')) await resolveOutsideLinks(join(root, 'etc/ssl/certs'), '/etc/ssl/certs')
 
   const accounts = PASSWD.trimEnd()
@@ -265,18 +268,20 @@ async function fillHostBase(root: string): Promise<void> {
   await put(root, 'etc/host.conf', 'multi on\n')
   await put(root, 'etc/sudoers', SUDOERS, 0o440)
   await removeCredentials(join(root, 'etc/apt'))
-  for (const name of DPKG_FROM_HOST) await copy(join('/var/lib/dpkg', name), join(root, 'var/lib/dpkg', name))
+  await copy('/var/lib/dpkg', DPKG_FROM_HOST, join(root, 'var/lib/dpkg'))
   await put(root, 'var/lib/dpkg/lock', '')
-  for (const name of ['.bashrc', '.profile']) await copy(join('/etc/skel', name), join(root, 'root', name))
+  await copy('/etc/skel', ['.bashrc', '.profile'], join(root, 'root'))
 }
 
 const put = (root: string, path: string, text: string, mode = 0o644): Promise<void> =>
   writeFile(join(root, path), text, { mode })
 
-async function copy(from: string, to: string): Promise<void> {
-  if (!existsSync(from)) return
-  await mkdir(join(to, '..'), { recursive: true })
-  await cp(from, to, { recursive: true, verbatimSymlinks: true, mode: constants.COPYFILE_FICLONE })
+/** Copies what there is of these, links as links, in one process: they are thousands of small files. */
+async function copy(from: string, names: string[], to: string): Promise<void> {
+  const present = names.filter((name) => existsSync(join(from, name)))
+  if (present.length === 0) return
+  const options = ['-R', '-P', '--parents', '--preserve=mode,links', '--reflink=auto']
+  await run(['env', '-C', from, 'cp', ...options, '--', ...present, to])
 }
 
 /** Files of apt's configuration that hold a password in a URL stay the server's. */

@@ -204,6 +204,11 @@ describe('a command', () => {
     expect(stdout).toBe('8\n0\n1\n')
   })
 
+  test('can take no terminals from other computers: it may have 256', async () => {
+    const { stdout } = await sh('n=0; while [ $n -lt 300 ] && exec {fd}<>/dev/ptmx; do n=$((n + 1)); done; echo $n')
+    expect(stdout).toBe('256\n')
+  })
+
   test('has next to no rights over the machine', async () => {
     const { stdout } = await sh(
       'mount -t tmpfs x /mnt || echo no mount; unshare -m true || echo no unshare; echo 1 > /proc/sys/kernel/panic || echo no sysctl; mknod /tmp/disk b 7 0 && cat /tmp/disk || echo no device',

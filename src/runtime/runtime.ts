@@ -43,6 +43,8 @@ export interface RuntimeOptions {
   base: string
   memoryMultiplier: number
   network: NetworkOptions
+  /** Which computers have had a disk. A disk that is there no more is not made anew, empty. */
+  disks?: { isMade(id: string): boolean; setMade(id: string): void }
 }
 
 export interface AgentStart {
@@ -174,7 +176,11 @@ export class Runtime {
     const name = objectName(spec.shortId)
     const base = baseNamed(spec.base, this.options.data.images)
     layers.checkLayer(base)
-    if (!existsSync(paths.disk)) await disk.makeDisk(paths, spec.diskMb)
+    if (!existsSync(paths.disk)) {
+      if (this.options.disks?.isMade(spec.id)) throw new Error(`its disk is missing: ${paths.disk}`)
+      await disk.makeDisk(paths, spec.diskMb)
+    }
+    this.options.disks?.setMade(spec.id)
     const identity = { hostname: name, nameserver: this.network.gateway }
     await disk.mountComputer(paths, base, identity)
     await this.network.create(spec.shortId, spec.slot)

@@ -97,6 +97,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
         apiPort,
         allow: settings.sandboxAllow.filter((cidr) => cidr.family === 4).map((cidr) => cidr.text),
       },
+      disks: { isMade: store.computers.isDiskMade, setMade: store.computers.setDiskMade },
     },
     asleep(store),
     limitsOf(policies),

@@ -38,6 +38,10 @@ export function computerRepository(db: Database, usage: UsageRepository) {
     `SELECT ${COMPUTER} FROM computers WHERE swarm_id = $swarmId ORDER BY replica_index`,
   )
   const setBase = db.query<void, { id: string; base: string }>('UPDATE computers SET base = $base WHERE id = $id')
+  const diskMade = db.query<{ made: number }, { id: string }>('SELECT disk_made AS made FROM computers WHERE id = $id')
+  const setDiskMade = db.query<void, { id: string }>(
+    'UPDATE computers SET disk_made = 1 WHERE id = $id AND disk_made = 0',
+  )
   const bases = db.query<{ base: string }, []>('SELECT DISTINCT base FROM computers')
   const count = db.query<{ n: number }, { orgId: string }>('SELECT COUNT(*) AS n FROM computers WHERE org_id = $orgId')
   const total = db.query<{ n: number }, []>('SELECT COUNT(*) AS n FROM computers')
@@ -70,6 +74,9 @@ export function computerRepository(db: Database, usage: UsageRepository) {
     ofSwarm: (swarmId: string): ComputerRow[] => ofSwarm.all({ swarmId }),
     /** Before it is first brought up. */
     setBase: (id: string, base: string): void => void setBase.run({ id, base }),
+    /** Whether its disk was made: should it be missing, then it is lost, not still to come. */
+    isDiskMade: (id: string): boolean => diskMade.get({ id })?.made === 1,
+    setDiskMade: (id: string): void => void setDiskMade.run({ id }),
     /** What computers stand on, each name once. */
     bases: (): string[] => bases.all().map(({ base }) => base),
     /** Sets `updatedAt`. */

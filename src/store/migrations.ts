@@ -246,6 +246,7 @@ export const MIGRATIONS: readonly string[] = [
   ) STRICT;
   CREATE INDEX computers_by_swarm ON computers (swarm_id, replica_index);
   `,
+  'ALTER TABLE computers ADD COLUMN disk_made INTEGER NOT NULL DEFAULT 0 CHECK (disk_made IN (0, 1))',
 ]
 
 /**

@@ -80,9 +80,13 @@ async function computerAddress(computer: Computer): Promise<string | undefined> 
 const connectionsWith = (address: string): string =>
   Bun.spawnSync(['ss', '-tnH', 'dst', address, 'src', orb.gateway]).stdout.toString().trim()
 
-test.each(['running', 'checkpointed'] as const)(
-  'a %s agent whose computer cannot be brought up: others are served, it says why, and is there once the cause is gone',
-  async (state) => {
+test.each([
+  ['running', 'broken', /^the computer cannot be brought up: mount .*\bdisk: /],
+  ['running', 'missing', /^the computer cannot be brought up: its disk is missing: computers\/\S+\/disk\.img$/],
+  ['checkpointed', 'missing', /^the computer cannot be brought up: its disk is missing: computers\/\S+\/disk\.img$/],
+] as const)(
+  'a %s agent whose disk is %s: others are served, it says why, and is there once the cause is gone',
+  async (state, fault, reason) => {
     const [broken, other] = [await orb.computer(), await orb.computer()]
     for (const computer of [broken, other]) await computer.deployAgent()
     const before = { broken: await broken.state(), other: await other.state() }
@@ -93,7 +97,7 @@ test.each(['running', 'checkpointed'] as const)(
     await orb.down()
     const disk = join(orb.dataDir, 'computers', broken.id, 'disk.img')
     renameSync(disk, `${disk}.aside`)
-    writeFileSync(disk, 'no file system')
+    if (fault === 'broken') writeFileSync(disk, 'no file system')
     await orb.restart()
 
     expect((await other.call('POST', '/agents/promote')).status).toBe(200)
@@ -103,7 +107,6 @@ test.each(['running', 'checkpointed'] as const)(
     const refused = await broken.call('POST', '/agents/promote')
     expect(refused.status).toBe(500)
     expect(refused.text).not.toContain(orb.dataDir)
-    const reason = /^the computer cannot be brought up: mount .*\bdisk: /
     for (const answer of [
       refused,
       await broken.call('POST', '/exec', { command: 'true' }),

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
-import { existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { runningCriu } from '../../src/runtime/criu-processes.ts'
 import type { Computer } from '../support/computer.ts'
@@ -35,12 +35,14 @@ async function sleeping(megabytes: number) {
   return { computer, next: { life: before.life, count: before.count + 1 } }
 }
 
-test('a computer whose disk is broken can still be deleted', async () => {
+test.each(['broken', 'missing'])('a computer whose disk is %s can still be deleted', async (fault) => {
   const computer = await orb.computer()
   await computer.deployAgent()
   await orb.terminate()
   await orb.down()
-  writeFileSync(join(orb.dataDir, 'computers', computer.id, 'disk.img'), 'no file system')
+  const disk = join(orb.dataDir, 'computers', computer.id, 'disk.img')
+  rmSync(disk)
+  if (fault === 'broken') writeFileSync(disk, 'no file system')
   await orb.restart()
   expect((await computer.call('POST', '/agents/promote')).status).toBe(500)
   expect((await computer.call('DELETE', '')).status).toBe(200)

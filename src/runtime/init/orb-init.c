@@ -74,6 +74,7 @@
 #define PARTIAL_LINE_MS 400   /* an unfinished line becomes readable after this */
 #define OPEN_FILES 1048576    /* RLIMIT_NOFILE inside */
 #define OOM_SPARE "-999"      /* a computer without its pid 1 is gone: the OOM killer takes everything else first */
+#define PTYS_MAX "256"        /* of one computer: the kernel has 4096 for all of them */
 #define FRESH_SHM "/run/shm"
 #define GATE "/run/gate"      /* a configuration file for criu, which reads it when its libraries are loaded */
 #define RESULT_BYTES 5        /* an exit code and the end of the line */
@@ -356,7 +357,8 @@ static void mount_private_devices(const struct options *o)
 {
 	char size[64];
 	snprintf(size, sizeof size, "mode=1777,size=%s", o->shm ? o->shm : "64m");
-	mount_or_die("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5");
+	const char *options = "newinstance,ptmxmode=0666,mode=0620,gid=5,max=" PTYS_MAX;
+	mount_or_die("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, options);
 	mount_or_die("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, size);
 }
 
