@@ -1,8 +1,8 @@
 /** What the demo saw of its agent: printed as it comes, summed up at the end. */
 
 const MB = 1024 * 1024
-/** Nothing of the agent, but what the kernel keeps of the computer's mounted disk: bitmaps and groups of its ext4, which cannot be given back. */
-const ASLEEP_LIMIT_BYTES = 6 * MB
+/** A sleeping agent holds less than this. */
+const ASLEEP_LIMIT_BYTES = 2 * MB
 /** Lines of the log come later than what they tell of; so near to a change a look at the kernel is of neither state. */
 const BLUR_MS = 750
 

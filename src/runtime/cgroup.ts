@@ -222,15 +222,16 @@ export class Cgroups {
   /**
    * Gives the page cache that a computer is charged for back to the host: what its agent left behind, and what commands
    * beside it read, which may be the same programs.
+   * @param signal ends it at once, half done
    */
-  async dropCache(name: string): Promise<void> {
+  async dropCache(name: string, signal = new AbortController().signal): Promise<void> {
     const dir = this.dirOf('memory', name)
-    if (!this.v1.has('memory')) return this.empty(dir, new AbortController().signal)
+    if (!this.v1.has('memory')) return this.empty(dir, signal)
     try {
       writeFileSync(join(dir, 'memory.force_empty'), '0')
     } catch (thrown) {
-      // Some pages could not be taken, which costs memory and nothing else.
-      if (!['EAGAIN', 'EBUSY'].includes(errnoCode(thrown) ?? '')) throw thrown
+      // Some pages could not be taken, which costs memory and nothing else; or the computer is down.
+      if (!['EAGAIN', 'EBUSY', 'ENOENT'].includes(errnoCode(thrown) ?? '')) throw thrown
     }
   }
 

@@ -56,6 +56,10 @@ const CRIU_TIMEOUT_MS = 30_000
 /** 20 MB/s */
 const SLOWEST_DISK_BYTES_PER_MS = 20_000
 const SETTLE_POLL_MS = 50
+/** More than this of a sleeping computer is worth another try to get it back. */
+const CACHE_REST_BYTES = 1024 * 1024
+const CACHE_PASSES = 5
+const CACHE_PAUSE_MS = 100
 const BYTES_PER_MB = 1024 * 1024
 /** Stays free: on a disk that is full to the last byte the computers' own disks, which are files, stop taking writes. */
 const SPARE_BYTES = 64 * BYTES_PER_MB
@@ -178,9 +182,19 @@ export class Checkpoints {
     this.syncing.set(spec.id, inUse)
     try {
       await noteHashes(dir, inUse.signal)
-      await syncImage(this.criu.files.init, dir, inUse.signal)
+      await syncImage(this.criu.files.init, dir, this.host.paths(spec).mount, inUse.signal)
+      await this.giveBack(objectName(spec.shortId), inUse.signal)
     } finally {
       if (this.syncing.get(spec.id) === inUse) this.syncing.delete(spec.id)
+    }
+  }
+
+  /** What the file system held on to before: names first, then the files behind them, each some time after it was asked. */
+  private async giveBack(name: string, signal: AbortSignal): Promise<void> {
+    for (let pass = 0; pass < CACHE_PASSES && this.cgroups.agentMemory(name) > CACHE_REST_BYTES; pass++) {
+      if (signal.aborted) return
+      await this.cgroups.dropCache(name, signal)
+      await Bun.sleep(CACHE_PAUSE_MS)
     }
   }
 

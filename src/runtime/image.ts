@@ -50,11 +50,14 @@ function readIfThere(file: string): string {
   }
 }
 
-/** Waits until all of a whole image is on stable storage, and marks it, unless `aborted` comes first. */
-export async function syncImage(init: string, dir: string, aborted: AbortSignal): Promise<void> {
+/**
+ * Waits until all of a whole image is on stable storage, and marks it, unless `aborted` comes first.
+ * @param mount of its computer's disk: what the agent wrote before must be there when it is brought back
+ */
+export async function syncImage(init: string, dir: string, mount: string, aborted: AbortSignal): Promise<void> {
   if (aborted.aborted || !(await isComplete(dir)) || (await isSynced(dir))) return
   try {
-    await run([init, 'flush', dir], undefined, aborted)
+    await run([init, 'flush', dir, mount], undefined, aborted)
     await (await open(join(dir, SYNCED), 'w')).close()
     await sync(dir)
   } catch (thrown) {

@@ -82,8 +82,8 @@ const connectionsWith = (address: string): string =>
 
 test.each([
   ['running', 'broken', /^the computer cannot be brought up: mount .*\bdisk: /],
-  ['running', 'missing', /^the computer cannot be brought up: its disk is missing: computers\/\S+\/disk\.img$/],
-  ['checkpointed', 'missing', /^the computer cannot be brought up: its disk is missing: computers\/\S+\/disk\.img$/],
+  ['running', 'missing', /^the computer cannot be brought up: its disk is missing: computers\/\S+\/disk\.img/],
+  ['checkpointed', 'missing', /^the computer cannot be brought up: its disk is missing: computers\/\S+\/disk\.img/],
 ] as const)(
   'a %s agent whose disk is %s: others are served, it says why, and is there once the cause is gone',
   async (state, fault, reason) => {

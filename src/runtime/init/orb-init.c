@@ -11,7 +11,8 @@
  *                                       has succeeded, `done` is printed, and the end is the daemon's
  *   orb-init view  --keep PATH ...      the host's mounts without those of computers: prints `ready`, stays until its input ends
  *   orb-init warm DIR                   has the kernel read the files in DIR
- *   orb-init flush DIR                  puts the files in DIR on stable storage, and leaves the disk to others meanwhile
+ *   orb-init flush DIR [MOUNT]          puts the files in DIR on stable storage, and leaves the disk to others meanwhile;
+ *                                       before, all of the file system that is mounted at MOUNT
  *   orb-init pid1[=LIFE] ARGV           pid 1 of an agent; run from within the computer
  *
  * Options (paths are the host's unless they are said to be the computer's):
@@ -41,6 +42,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -96,6 +98,7 @@ struct options {
 #define TREE_RECURSIVE 0x8000 /* AT_RECURSIVE */
 #define TREE_ITSELF 4         /* MOVE_MOUNT_F_EMPTY_PATH */
 #define PROC_MAGIC 0x9fa0     /* linux/magic.h */
+#define EMPTY_JOURNAL _IOW('f', 43, uint32_t) /* EXT4_IOC_CHECKPOINT */
 #define MOUNT_READ_ONLY 1     /* MOUNT_ATTR_RDONLY */
 
 struct mount_attributes {
@@ -1237,6 +1240,27 @@ static void flush_file(int fd)
 	if (fsync(fd)) die("fsync");
 }
 
+/*
+ * All that was written to a file system, and then its journal: until ext4 has emptied that, it holds on to every block of
+ * its own that was changed lately, and no page of these can be given back.
+ */
+static void flush_mount(const char *path)
+{
+	char above[PATH_MAX];
+	struct stat mount, parent;
+	snprintf(above, sizeof above, "%s/..", path);
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0 && errno == ENOENT) return;
+	if (fd < 0 || fstat(fd, &mount) || stat(above, &parent)) die("open %s", path);
+	if (mount.st_dev != parent.st_dev) {
+		if (syncfs(fd)) die("sync %s", path);
+		uint32_t flags = 0;
+		/* Kernels before 5.14 do not know it. It is about memory, not about what is stored. */
+		ioctl(fd, EMPTY_JOURNAL, &flags);
+	}
+	close(fd);
+}
+
 static int flush(const char *path)
 {
 	DIR *list = opendir(path);
@@ -1259,7 +1283,10 @@ int main(int argc, char **argv)
 	if (argc >= 3 && !strcmp(argv[1], "pid1")) return pid1(argv + 2, "0");
 	if (argc >= 3 && !strncmp(argv[1], "pid1=", 5)) return pid1(argv + 2, argv[1] + 5);
 	if (argc == 3 && !strcmp(argv[1], "warm")) return warm(argv[2]);
-	if (argc == 3 && !strcmp(argv[1], "flush")) return flush(argv[2]);
+	if ((argc == 3 || argc == 4) && !strcmp(argv[1], "flush")) {
+		if (argc == 4) flush_mount(argv[3]);
+		return flush(argv[2]);
+	}
 	if (argc < 3) {
 		dprintf(2, "orb-init is run by orb\n");
 		return EXIT_SETUP;
