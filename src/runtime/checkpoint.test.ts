@@ -123,6 +123,14 @@ async function startAgent(megabytes = 40) {
   }
 }
 
+/** Bytes of the computer's page cache. */
+function pageCache(): number {
+  const name = objectName(computer.shortId)
+  const v1 = `/sys/fs/cgroup/memory/orb/${name}/memory.stat`
+  const file = existsSync(v1) ? v1 : join(Cgroups.detect().freezerDir(name), '../memory.stat')
+  return Number(/^(?:cache|file) (\d+)$/m.exec(readFileSync(file, 'utf8'))?.[1])
+}
+
 /** Begins a dump, and holds criu up in it. */
 async function beginDump() {
   const dir = orb.runtime.checkpoints.imageDir(computer, IMAGE)
@@ -244,6 +252,21 @@ while connection.recv(100):
     orb.runtime.checkpoints.readAhead(computer, IMAGE)
     await eventually(async () => (await inMemory()) > 4 * MIB, 'the image in memory')
     orb.runtime.checkpoints.readAhead(computer, 'none')
+  })
+
+  test('what was written before is stored with the image, and its file system keeps next to nothing in memory', async () => {
+    const { tell, answer } = await startAgent(1)
+    const write = 'cd /agent/data && seq 3000 | while read n; do echo $n > $n; done && cat $(seq 3000) > /agent/all'
+    expect((await shell(orb.runtime, computer, write)).exitCode).toBe(0)
+    await sleep()
+    await orb.runtime.checkpoints.syncImage(computer, IMAGE)
+    expect(pageCache()).toBeLessThan(MIB / 4)
+    // As a power cut would leave the disk: without what is still in memory of its file system, or in its journal.
+    const stored = await Bun.$`debugfs -R "cat /root/agent/all" ${orb.runtime.paths(computer).disk}`.quiet().text()
+    expect(stored.trimEnd().split('\n')).toHaveLength(3000)
+    await orb.runtime.checkpoints.restore(computer, IMAGE, false, allHeld)
+    tell('awake')
+    expect(await answer()).toMatchObject({ told: 'awake', memory: true })
   })
 
   test('the pages that it touched at a wake are there at once at the next', async () => {

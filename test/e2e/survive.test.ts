@@ -49,6 +49,26 @@ test.each(['broken', 'missing'])('a computer whose disk is %s can still be delet
   expect(existsSync(join(orb.dataDir, 'computers', computer.id))).toBe(false)
 })
 
+test('an agent whose last image could not be removed runs on, and sleeps again once that is mended', async () => {
+  const { computer, next } = await sleeping(20)
+  const kept = join(imageOf(computer), 'inventory.img')
+  expect(Bun.spawnSync(['chattr', '+i', kept]).exitCode).toBe(0)
+  try {
+    await go(computer, 'promote')
+    expect(await computer.state()).toEqual(next)
+    expect((await computer.call('POST', '/agents/demote')).json).toMatchObject({
+      error: 'checkpoint_failed',
+      message: 'the image of the last restore cannot be removed; the agent runs on',
+    })
+    expect(await computer.agent()).toMatchObject({ state: 'running', failure_reason: null })
+  } finally {
+    Bun.spawnSync(['chattr', '-i', kept])
+  }
+  await go(computer, 'demote')
+  await go(computer, 'promote')
+  expect(await computer.state()).toEqual({ ...next, count: next.count + 1 })
+})
+
 test('a checkpoint that was damaged while no orb ran is refused with a reason, kept, and good again once it is mended', async () => {
   const { computer, next } = await sleeping(20)
   expect(await orb.terminate()).toBe(0)

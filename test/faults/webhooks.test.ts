@@ -10,7 +10,7 @@ import { expectHonest } from './scene.ts'
 setDefaultTimeout(15 * 60_000)
 
 const FEW = 10
-const Row = z.object({ type: z.string(), body: z.string() })
+const Row = z.object({ id: z.number(), type: z.string(), body: z.string() })
 const Body = z.object({ data: z.object({ computer_id: z.string(), reason: z.string().optional() }) })
 
 let faulty: FaultyOrb
@@ -24,14 +24,18 @@ beforeAll(async () => {
 })
 afterAll(() => faulty?.stop())
 
-/** All that was told of the computer, oldest first. */
+/** Orb keeps the newest thousand of what waits: each is looked at once, soon after it was told. */
+let seen = 0
+
+/** What was told of the computer since the last look, oldest first. */
 function told(): string[] {
   const db = new Database(join(faulty.orb.dataDir, 'orb.db'), { readonly: true })
   try {
     const rows = db
-      .query('SELECT type, body FROM webhook_deliveries ORDER BY id')
-      .all()
+      .query('SELECT id, type, body FROM webhook_deliveries WHERE id > ? ORDER BY id')
+      .all(seen)
       .map((row) => Row.parse(row))
+    seen = rows.at(-1)?.id ?? seen
     return rows.flatMap(({ type, body }) => {
       const { data } = Body.parse(JSON.parse(body))
       return data.computer_id === computer.id ? [data.reason ? `${type} ${data.reason}` : type] : []
@@ -41,9 +45,11 @@ function told(): string[] {
   }
 }
 
+/** By what was told so far. */
+let state = 'none'
+
 /** What the agent is after these events. Throws where one cannot follow what was told before. */
 function follow(events: string[]): string {
-  let state = 'none'
   for (const [index, event] of events.entries()) {
     const next = NEXT[state]?.find(([pattern]) => pattern.test(event))?.[1]
     if (!next) throw new Error(`${event} after ${events.slice(Math.max(0, index - 6), index).join(', ')} (${state})`)
@@ -94,8 +100,8 @@ test.each(['fail', 'kill'] as const)(
       },
       check: async () => {
         const view = await computer.agent()
-        const state = view?.failure_reason === 'exit' ? 'none' : (view?.state ?? 'none')
-        expect(STATES[state] ?? []).toContain(follow(told()))
+        const said = view?.failure_reason === 'exit' ? 'none' : (view?.state ?? 'none')
+        expect(STATES[said] ?? []).toContain(follow(told()))
       },
     })
     expect(faults).toBeGreaterThan(FEW)

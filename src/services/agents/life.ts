@@ -193,8 +193,12 @@ export class Life {
       }
       // Woken from disk while this waited for its turn: its image is still in use.
       await this.tree.images.idle()
+      const { image } = this.record.existing()
+      // It could not be removed: once more, or the agent would not sleep again.
+      if (image !== null) this.tree.images.dropLater(image)
+      await this.tree.images.idle()
       if (this.record.existing().image !== null) {
-        throw new OrbError('checkpoint_failed', 'the image of the last restore is still in use; the agent runs on')
+        throw new OrbError('checkpoint_failed', 'the image of the last restore cannot be removed; the agent runs on')
       }
       const work = async () => (still() ? this.tree.dump(this.record.existing(), reason) : null)
       if (reason === 'manual') return this.deps.slots.run('dump', work)
