@@ -243,7 +243,7 @@ export class Checkpoints {
     } catch (thrown) {
       this.network.expectApps(spec.shortId, false)
       this.network.outbound.pause(spec.slot)
-      // A command inside may have ended the process that sees to the page daemon's end.
+      // What criu left of itself: a process that just began another program is in no list for a moment.
       for (const criu of this.running()) if (criu.dir === dir) killProcess(criu.pid)
       await killLeaf(this.cgroups, name, 'agent')
       throw this.portTaken(spec, dir, thrown) ?? thrown

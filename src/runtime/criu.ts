@@ -121,7 +121,11 @@ export class Criu {
     )
     const done = restore.says('done').then((said) => (said ? 0 : restore.exited))
     const code = await bounded({ exited: done, kill: restore.kill }, options.timeoutMs)
-    if (code !== 0) throw await failure('restore', dir)
+    if (code !== 0) {
+      // A command inside may have ended the process that sees to the page daemon's end.
+      restore.kill()
+      throw await failure('restore', dir)
+    }
     const drained = bounded(restore, options.drainTimeoutMs)
     return { drained: drained.then((code) => code === 0) }
   }
