@@ -887,12 +887,17 @@ static void record_result(const char *file, int fd, int code)
 	close(fd);
 }
 
-/* Only criu itself is in the agent's cgroup while it restores, so that the pages are charged there. */
+/*
+ * Only criu itself is in the agent's cgroup while it restores, so that the pages are charged there. In a lazy restore the
+ * kernel must not give it huge pages: what lies beside a page that criu fills in would count as there, be zero, and never be
+ * fetched. criu gives the agent's own setting back once all its memory is watched.
+ */
 static pid_t start_criu(const struct options *o)
 {
 	pid_t child = fork();
 	if (child < 0) die("fork");
 	if (child) return child;
+	if (o->pages && prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)) die("disable huge pages");
 	join_cgroups(o);
 	signal(SIGPIPE, SIG_DFL);
 	execv(o->argv[0], o->argv);
