@@ -7,6 +7,7 @@ import { messageOf } from '../errors.ts'
 import { unpackBundle } from '../runtime/bundle.ts'
 import { Cgroups } from '../runtime/cgroup.ts'
 import { checkCriu } from '../runtime/criu-check.ts'
+import { firewallProblems } from '../runtime/firewall.ts'
 import { dataPaths } from '../runtime/paths.ts'
 import { swapFileProblem } from '../runtime/swap.ts'
 import { VERSION } from '../version.ts'
@@ -57,6 +58,7 @@ export async function runDoctor(settings: Settings): Promise<number> {
     checkPath('user page faults', '/proc/sys/vm/unprivileged_userfaultfd', 'use a kernel with CONFIG_USERFAULTFD'),
     checkBase(settings),
     await checkCheckpoints(),
+    await checkFirewall(settings),
     checkDisk(settings.dataDir),
     checkSwap(settings),
     {
@@ -144,6 +146,17 @@ async function checkCheckpoints(): Promise<Finding> {
     return { level: 'missing', name, text: `CRIU ${files.criuVersion} says: ${problem}; agents will be frozen only` }
   } finally {
     await rm(dir, { recursive: true, force: true })
+  }
+}
+
+async function checkFirewall({ subnet }: Settings): Promise<Finding> {
+  const name = 'firewall'
+  try {
+    const problems = await firewallProblems(subnet.text)
+    if (problems.length === 0) return { level: 'ok', name, text: `nothing of the server's stands in the way` }
+    return { level: 'note', name, text: `${problems.join('; ')}, unless it lets ${subnet.text} pass; see the README` }
+  } catch (thrown) {
+    return { level: 'note', name, text: `could not be looked at: ${messageOf(thrown)}` }
   }
 }
 

@@ -9,6 +9,7 @@ import { startDns } from '../proxy/dns.ts'
 import { startLlmProxy } from '../proxy/llm.ts'
 import { type RuntimeFiles, unpackBundle } from '../runtime/bundle.ts'
 import { checkCriu } from '../runtime/criu-check.ts'
+import { firewallProblems } from '../runtime/firewall.ts'
 import { splitBase } from '../runtime/layers.ts'
 import { errnoCode } from '../runtime/libc.ts'
 import { hostNameservers } from '../runtime/network.ts'
@@ -83,6 +84,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
   const releaseSubnet = claimSubnet(network.base, settings.subnet.text)
   await boot.networkUp(settings.subnet.text)
   const [checked, swap] = [criuProblem(boot, files), provideSwap(data.swap, settings.swapBytes)]
+  const firewall = warnOfFirewall(settings.subnet.text)
   const configs = new ConfigCache(store)
   const policies = policiesOf(store, configs)
   const runtime = await Runtime.start(
@@ -107,6 +109,7 @@ export async function startServices(settings: Settings): Promise<RunningServices
   const checkpointProblem = await checked
   await swap
   if (checkpointProblem) log('warn', 'agents cannot be checkpointed here', { reason: checkpointProblem })
+  await firewall
 
   const deleting = new Set<string>()
   const findComputer = createFindComputer(store, deleting)
@@ -371,6 +374,16 @@ async function provideSwap(path: string, bytes: number): Promise<void> {
     if (outcome !== 'none') log('info', `swap file ${outcome}`, { path, bytes })
   } catch (thrown) {
     log('error', 'there is no swap file as the settings want it', { path, bytes, reason: messageOf(thrown) })
+  }
+}
+
+/** Another one's rules may come and go, and are not orb's: computers are served all the same. */
+async function warnOfFirewall(subnet: string): Promise<void> {
+  try {
+    for (const problem of await firewallProblems(subnet))
+      log('warn', "the server's firewall is in the way", { problem })
+  } catch (thrown) {
+    log('warn', "the server's firewall could not be looked at", { reason: messageOf(thrown) })
   }
 }
 

@@ -118,6 +118,22 @@ test('orb doctor finds nothing missing on this machine', () => {
   for (const name of ['root', 'kernel', 'cgroup', 'nft', 'ip', 'git', 'tar', 'swap']) expect(stdout).toContain(name)
 })
 
+test("orb doctor says where the server's firewall drops what computers send", () => {
+  const drops = 'add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'
+  const passes = 'add rule ip filter FORWARD ip saddr 10.42.0.0/16 accept'
+  const text = (...rules: string[]) => ['add table ip filter', ...rules].join('\n')
+  const doctor = (rules: string) => {
+    // In a network of its own: no rule of this machine is touched.
+    const command = ['unshare', '-n', 'sh', '-c', 'printf "%s\n" "$0" | nft -f - && exec "$1" doctor', rules, BINARY]
+    const { stdout } = Bun.spawnSync(command, { env: { PATH: process.env['PATH'] }, timeout: COMMAND_TIMEOUT_MS })
+    return stdout.toString()
+  }
+  expect(doctor(text(drops))).toMatch(
+    /^note +firewall: filter FORWARD drops .* internet, unless it lets 10\.42\.0\.0\/16 pass/m,
+  )
+  expect(doctor(text(drops, passes))).toMatch(/^ok +firewall: /m)
+})
+
 test.each([
   [['serve', '--listen', 'nowhere'], 'ORB_LISTEN'],
   [['serve', '--data-dir', 'relative'], 'ORB_DATA_DIR'],

@@ -24,6 +24,8 @@ let killed: string[]
 let counted: string[]
 let gone: Set<string>
 let upProblem: Error | null
+/** When computers are up; null: at once. */
+let comingUp: Promise<void> | null
 let runner: Runner
 
 const paths = (): ComputerPaths => ({ dir: '', disk: '', mount: '', rootfs, log: '', checkpoints: '' })
@@ -41,10 +43,12 @@ beforeEach(() => {
   counted = []
   gone = new Set()
   upProblem = null
+  comingUp = null
   runner = new Runner({
     store: db.store,
     runtime: {
       async up() {
+        if (comingUp) await comingUp
         if (upProblem) throw upProblem
       },
       exec(computer, request) {
@@ -266,6 +270,20 @@ test('a stop waits, then kills what is left, begins nothing more and says so', a
   const counts = Object.groupBy(statuses('a'), (status) => status)
   expect([counts.error?.length, counts.success?.length, counts.running]).toEqual([2, 3, undefined])
   expect(() => runner.start([order(computer, 'late')])).toThrow('stopping')
+})
+
+test('a stop that comes before a command has begun: there is none to kill, and it never begins', async () => {
+  const isUp = Promise.withResolvers<void>()
+  comingUp = isUp.promise
+  runner.start([order(db.computer('a'), 'x')])
+  const stopped = runner.stop(0)
+  while (killed.length === 0) await settle()
+  isUp.resolve()
+  await stopped
+  expect(begun).toEqual([])
+  expect(db.store.cron.runs('a', null, 1)).toMatchObject([
+    { status: 'error', error: expect.stringContaining('orb was stopped') },
+  ])
 })
 
 test('what a former orb began is killed and shown as an error, and is not begun again', async () => {
