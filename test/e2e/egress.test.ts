@@ -7,7 +7,8 @@ import { randomInt } from 'node:crypto'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import type { Computer } from '../support/computer.ts'
+import { swarmReport } from '../../src/api/cloud/schemas.ts'
+import { Computer } from '../support/computer.ts'
 import { Internet } from '../support/network.ts'
 import { type Orb, startOrb, TEST_TIMEOUT_MS } from '../support/orb.ts'
 
@@ -278,6 +279,29 @@ describe('a build', () => {
     expect(await reaches(computer, 'other.test', 'api.shop.test')).toEqual(['api.shop.test'])
     // Nor is its address open still.
     expect(await reaches(computer, internet.addresses[2] ?? '')).toEqual([])
+  })
+
+  test('of a swarm is kept to the list, and so is each replica from its first moment on', async () => {
+    const attempt = (host: string) => `(${step(host)}) 2>/dev/null && echo ${host} open || echo ${host} closed`
+    const hosts = ['api.shop.test', 'other.test']
+    const agent = `${hosts.map(attempt).join('; ')}; echo tried; sleep 1000000`
+    const steps = [step('api.shop.test'), `! (${step('other.test')})`, `printf '#!/bin/bash\n%s\n' '${agent}' > main`]
+    const orb_config = { ...config(['api.shop.test']), ...built([...steps, 'chmod +x main']) }
+    const sizes = { runtime_mb: 128, disk_mb: 128 }
+    const order = {
+      name: 'listed',
+      replicas: 2,
+      ...sizes,
+      orb_config: { ...orb_config, agent: { ...AGENT, lang: 'binary', entry: 'main' } },
+    }
+    const made = await orb.call('POST', '/v1/swarms', order)
+    expect([made.status, made.text]).toEqual([201, made.text])
+    for (const { id } of swarmReport.parse(made.json).computers) {
+      const replica = new Computer(orb, id)
+      await replica.waitForLine((line) => line === 'tried')
+      expect(await replica.lines('stdout')).toEqual(['api.shop.test open', 'other.test closed', 'tried'])
+    }
+    expect((await orb.call('DELETE', '/v1/swarms/listed')).status).toBe(200)
   })
 })
 
