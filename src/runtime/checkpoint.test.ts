@@ -1,20 +1,11 @@
 /* Agents to disk and back. Needs root. */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from 'bun:test'
-import {
-  cpSync,
-  existsSync,
-  readdirSync,
-  readFileSync,
-  readlinkSync,
-  rmSync,
-  truncateSync,
-  writeFileSync,
-} from 'node:fs'
+import { cpSync, existsSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { TestServer, tableOf } from '../../test/support/network.ts'
 import { allHeld, noneHeld, shell, startRuntime, type TestRuntime } from '../../test/support/runtime.ts'
-import { processesIn, until } from '../../test/support/sweep.ts'
+import { isCriu, processesIn, until } from '../../test/support/sweep.ts'
 import type { ComputerRow } from '../store/types.ts'
 import { Cgroups } from './cgroup.ts'
 import { CriuError } from './criu.ts'
@@ -135,7 +126,7 @@ function pageCache(): number {
 async function beginDump() {
   const dir = orb.runtime.checkpoints.imageDir(computer, IMAGE)
   const workers = () => runningCriu(orb.dataDir).filter((one) => one.dir === dir)
-  const criu = () => workers().find(({ pid }) => readlinkSync(`/proc/${pid}/exe`).endsWith('/ld.so'))
+  const criu = () => workers().find(({ pid }) => isCriu(pid))
   const isOurs = (pid: number) => readFileSync(`/proc/${pid}/status`, 'utf8').includes(`PPid:\t${process.pid}\n`)
   await orb.runtime.freezeAgent(computer)
   const dumped = orb.runtime.checkpoints.dump(computer, IMAGE)
@@ -432,7 +423,7 @@ describe('what fails', () => {
     const drained = orb.runtime.checkpoints.drained(computer)
     const daemons = runningCriu(orb.dataDir)
     expect(new Set(daemons.map(({ operation }) => operation))).toEqual(new Set(['lazy-pages']))
-    for (const { pid } of daemons) if (readlinkSync(`/proc/${pid}/exe`).endsWith('/ld.so')) process.kill(pid, 'SIGKILL')
+    for (const { pid } of daemons) if (isCriu(pid)) process.kill(pid, 'SIGKILL')
     expect(await drained).toBe(false)
     await eventually(() => runningCriu(orb.dataDir).length === 0, 'the end of criu')
   })

@@ -1,20 +1,11 @@
 import { afterAll, afterEach, beforeAll, expect, setDefaultTimeout, test } from 'bun:test'
-import {
-  existsSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  readlinkSync,
-  rmSync,
-  statfsSync,
-  writeFileSync,
-} from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { runningCriu } from '../../src/runtime/criu-processes.ts'
 import type { Computer } from '../support/computer.ts'
 import { type Orb, startOrb, TEST_TIMEOUT_MS } from '../support/orb.ts'
-import { until } from '../support/sweep.ts'
+import { isCriu, parentOf, until } from '../support/sweep.ts'
 
 setDefaultTimeout(TEST_TIMEOUT_MS)
 
@@ -46,10 +37,10 @@ const freeBytes = (where = place): number => {
 /** Host pids of criu itself, and of the process in the computer that waits for its result. */
 const atWork = () => {
   const all = runningCriu(orb.dataDir).map(({ pid }) => pid)
-  const criu = all.filter((pid) => readlinkSync(`/proc/${pid}/exe`).endsWith('/ld.so'))
-  return { criu, recorder: all.filter((pid) => !criu.includes(pid) && parentOf(pid) !== orb.pid) }
+  const criu = all.filter(isCriu)
+  const isRecorder = (pid: number) => ![null, orb.pid].includes(parentOf(pid)) && !criu.includes(pid)
+  return { criu, recorder: all.filter(isRecorder) }
 }
-const parentOf = (pid: number) => Number(/^PPid:\t(\d+)$/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1])
 const signal = (pids: number[], name: NodeJS.Signals) => {
   for (const pid of pids) process.kill(pid, name)
 }

@@ -1,12 +1,12 @@
 import { afterAll, afterEach, beforeAll, expect, setDefaultTimeout, test } from 'bun:test'
-import { readdirSync, readlinkSync, renameSync, writeFileSync } from 'node:fs'
+import { readdirSync, renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { runningCriu } from '../../src/runtime/criu-processes.ts'
 import type { Computer } from '../support/computer.ts'
 import { Gates, timesAsked } from '../support/gates.ts'
 import { type LlmServer, startLlmServer } from '../support/llm-server.ts'
 import { type Orb, startOrb, TEST_TIMEOUT_MS } from '../support/orb.ts'
-import { until } from '../support/sweep.ts'
+import { isCriu, until } from '../support/sweep.ts'
 
 setDefaultTimeout(TEST_TIMEOUT_MS)
 
@@ -51,8 +51,7 @@ test('a call whose end could not be told, as orb was killed in the middle of a d
   )
   expect(await until(() => timesAsked(llm.requests, 'lost') === 1)).toBe(true)
 
-  const criu = () =>
-    runningCriu(orb.dataDir).find(({ pid }) => readlinkSync(`/proc/${pid}/exe`).endsWith('/ld.so'))?.pid
+  const criu = () => runningCriu(orb.dataDir).find(({ pid }) => isCriu(pid))?.pid
   const demoted = computer.call('POST', '/agents/demote').catch(() => undefined)
   expect(await until(() => criu() !== undefined)).toBe(true)
   const working = criu() ?? 0

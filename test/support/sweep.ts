@@ -137,15 +137,26 @@ const swapFilesBelow = (dataDir: string): string[] =>
     .filter((path) => path.startsWith(`${dataDir}/`))
 
 /** Programs that orb unpacked into its data directory: criu and its page daemons. */
-function processesOf(dataDir: string): number[] {
-  return list('/proc').flatMap((pid) => {
-    if (!/^\d+$/.test(pid)) return []
-    try {
-      return readlinkSync(`/proc/${pid}/exe`).startsWith(`${dataDir}/`) ? [Number(pid)] : []
-    } catch {
-      return []
-    }
-  })
+const processesOf = (dataDir: string): number[] =>
+  list('/proc')
+    .filter((pid) => /^\d+$/.test(pid) && programOf(Number(pid)).startsWith(`${dataDir}/`))
+    .map(Number)
+
+/** Whether it is criu itself, and not a process around it. One that has just ended is neither. */
+export const isCriu = (pid: number): boolean => programOf(pid).endsWith('/ld.so')
+
+/** Null: it has just ended. */
+export function parentOf(pid: number): number | null {
+  const parent = /^PPid:\t(\d+)$/m.exec(text(`/proc/${pid}/status`))?.[1]
+  return parent === undefined ? null : Number(parent)
+}
+
+function programOf(pid: number): string {
+  try {
+    return readlinkSync(`/proc/${pid}/exe`)
+  } catch {
+    return ''
+  }
 }
 
 function list(dir: string): string[] {
